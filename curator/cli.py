@@ -1,0 +1,343 @@
+"""The command line: parse, call a verb, print, exit. Heavy imports wait inside the commands.
+
+Standard output is data, standard error is talk.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from curator.workspace import Workspace
+    from trainer.contract import Action
+
+app = typer.Typer(
+    help="Teach a local language model, pick by pick, to be empathetic and boundary-aware.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+import_app = typer.Typer(no_args_is_help=True, help="Example: curator import prompts FILE")
+app.add_typer(import_app, name="import", short_help="Bring files in.")
+
+WorkspaceOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--workspace", "-w", metavar="DIR", envvar="CURATOR_WORKSPACE", show_envvar=False,
+        help="The workspace; without it the nearest one from here upwards.",
+    ),
+]  # fmt: skip
+AnnotatorOption = Annotated[
+    str | None, typer.Option("--annotator", "-a", metavar="NAME", help="Who judges.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def talk(text: str) -> None:
+    """Say something to the person, made visible, on standard error."""
+    from curator.safe_text import visible
+
+    typer.echo(visible(text), err=True)
+
+
+def workspace_at(path: Path | None) -> Workspace:
+    """Return the workspace named, or the nearest."""
+    from curator.workspace import find_workspace, open_workspace
+
+    return open_workspace(path) if path else find_workspace()
+
+
+def annotator_name(name: str | None) -> str:
+    """Return who judges: as named, else the name this computer knows the person by."""
+    import getpass
+
+    if name and name.strip():
+        return name.strip()
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        return "annotator"
+
+
+def version(value: bool) -> None:
+    """Print the version and leave."""
+    if value:
+        from curator import __version__
+
+        typer.echo(f"curator {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    _: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Teach a local language model, pick by pick, to be empathetic and boundary-aware."""
+
+
+@app.command(short_help="Make a workspace.")
+def init(
+    directory: Annotated[Path, typer.Argument(metavar="[DIR]")] = Path("."),
+    model: Annotated[
+        str | None, typer.Option(metavar="ID_OR_PATH", help="A model's folder, or an id.")
+    ] = None,
+) -> None:
+    """Example: curator init my-study --model ~/models/gemma-3-4b-it
+
+    Make a workspace: a folder with curator.toml, curator.db, runs/, adapters/ and exports/.
+    It holds no prompts yet.
+    """
+    from curator.config import DEFAULT_MODEL
+    from curator.workspace import create_workspace
+
+    workspace = create_workspace(directory, model or DEFAULT_MODEL)
+    talk(f"{workspace.path} is ready for {workspace.config.model.name}.")
+    talk("Next: curator import prompts FILE, then curator generate.")
+
+
+@import_app.command("prompts", short_help="Add client messages from JSON lines.")
+def import_prompts(
+    file: Annotated[Path, typer.Argument(metavar="FILE")],
+    prompt_field: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The field that holds the prompt.")
+    ] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Example: curator import prompts questions.jsonl --prompt-field text
+
+    Add client messages from JSON lines: a text, or a conversation ending with the client, in
+    `prompt`. Optional beside it: id, client, family, content_label, risk_cue. What is there
+    already is skipped, so a file that grew can be imported again.
+    """
+    from curator import workflow
+
+    result = workflow.import_prompts(workspace_at(workspace), file, prompt_field)
+    talk(
+        f"{result.added} prompts added ({result.held_out} of them held out for measuring), "
+        f"{result.duplicates} skipped that were there already."
+    )
+    for what, count in result.mended.items():
+        talk(f"{count} {what}.")
+
+
+@app.command(short_help="Have the model write the pairs to judge.")
+def generate(
+    prompts: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Write pairs for N prompts.")
+    ] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Example: curator generate --prompts 40
+
+    Have the model (with the adapter in use, if there is one) write candidates, and pair them.
+    """
+    run_and_follow(workspace_at(workspace), "generate", prompts)
+
+
+@app.command(short_help="Judge pairs in the terminal.")
+def annotate(
+    annotator: AnnotatorOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Example: curator annotate --annotator anna
+
+    Judge pairs in the terminal. Leave at any time with q: every judgment is saved when made.
+    """
+    open_app(workspace_at(workspace), annotator_name(annotator))
+
+
+@app.command(short_help="Write the preferences for a trainer.")
+def export(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to FILE.")
+    ] = None,
+    format: Annotated[str, typer.Option(metavar="NAME", help="trl")] = "trl",  # noqa: A002
+    simulated: Annotated[
+        bool, typer.Option("--include-simulated", help="Also what a simulated clinician chose.")
+    ] = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Example: curator export --output pairs.jsonl
+
+    Write the preferences as TRL's prompt, chosen and rejected: to FILE, or standard output.
+    Ties, both_bad and skips give no preference; they are counted on standard error.
+    """
+    from curator import workflow
+    from curator.preferences import EVERYBODY, HUMANS
+
+    if format != "trl":
+        raise typer.BadParameter(f"{format!r} is not known; known: trl", param_hint="--format")
+    result = workflow.export_preferences(
+        workspace_at(workspace), EVERYBODY if simulated else HUMANS
+    )
+    if output is None:
+        sys.stdout.writelines(result.lines)
+    else:
+        workflow.write_export(result.lines, output)
+    talk(f"{len(result.lines)} preferences{left_out_text(dict(result.left_out))}.")
+
+
+def left_out_text(left_out: dict[str, int]) -> str:
+    """Return what gave no preference, in words."""
+    if not left_out:
+        return ""
+    parts = (f"{n} {what.replace('_', ' ')}" for what, n in sorted(left_out.items()))
+    return f"; left out: {', '.join(parts)}"
+
+
+@app.command(short_help="Train an adapter on the preferences so far.")
+def train(workspace: WorkspaceOption = None) -> None:
+    """Example: curator train
+
+    Train an adapter on every preference so far, by DPO from the base model, and put it to use.
+    """
+    run_and_follow(workspace_at(workspace), "train")
+
+
+@app.command("round", short_help="Train, evaluate and write the next pairs.")
+def round_(
+    prompts: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Write pairs for N prompts.")
+    ] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Example: curator round
+
+    Train, evaluate and write the next pairs, on one load of the model.
+    """
+    run_and_follow(workspace_at(workspace), "round", prompts)
+
+
+@app.command(short_help="Judge, train, judge again, until you leave.")
+def loop(
+    annotator: AnnotatorOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Example: curator loop --annotator anna
+
+    Judge; when the queue is empty, train and write new pairs; judge again, until you leave.
+    """
+    open_app(workspace_at(workspace), annotator_name(annotator), auto_round=True)
+
+
+@app.command(short_help="Tell how things stand.")
+def status(
+    as_json: JsonOption = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Also verify every judgment against its digest.")
+    ] = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Example: curator status --json
+
+    Tell how things stand: prompts, rounds, judgments, adapters, the run under way.
+    """
+    import json
+
+    from curator import rounds, terminal, workflow
+    from curator.errors import BadData
+
+    place = workspace_at(workspace)
+    rounds.settle(place)
+    facts = workflow.status(place)
+    typer.echo(json.dumps(facts, indent=1) if as_json else terminal.status_text(facts))
+    if check:
+        broken = workflow.broken_judgments(place)
+        if broken:
+            raise BadData(f"{len(broken)} judgments were changed, the first is {broken[0]}.")
+        talk("every judgment matches its digest and chain.")
+
+
+@app.command(short_help="Try it all with a tiny model, right now.")
+def demo(
+    directory: Annotated[Path | None, typer.Argument(metavar="[DIR]")] = None,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="A simulated clinician judges; no app is opened.")
+    ] = False,
+    rounds: Annotated[int, typer.Option(metavar="N", min=1, max=9)] = 2,
+    seed: Annotated[int, typer.Option(metavar="N", min=0)] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Example: curator demo
+
+    Try it all with a tiny model made for this, on a fresh workspace, without a GPU or a network.
+    With --simulate, or without a terminal, a simulated clinician judges and N rounds run.
+    """
+    from curator.demo import run_demo
+
+    sys.exit(run_demo(directory, simulate or as_json or not has_terminal(), rounds, seed, as_json))
+
+
+# --- shared by the commands -------------------------------------------------------------------
+
+
+def has_terminal() -> bool:
+    """Tell whether a person can see and type."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def run_and_follow(workspace: Workspace, action: Action, prompts: int | None = None) -> None:
+    """Start a run, show how it goes, and settle it."""
+    from curator import terminal
+    from curator.rounds import start_run
+
+    started = start_run(workspace, action, prompts=prompts)
+    if started.preferences:
+        talk(f"{started.preferences} preferences{left_out_text(dict(started.left_out))}.")
+    run = terminal.follow_run(workspace, started.folder)
+    talk(terminal.run_text(run))
+
+
+def open_app(workspace: Workspace, annotator: str, auto_round: bool = False) -> None:
+    """Open the terminal app and exit as it does."""
+    from curator.errors import CuratorError
+
+    if not has_terminal():
+        raise CuratorError("judging needs a terminal: run it there, not in a pipe.")
+    from curator.tui.app import CuratorApp
+
+    screen = CuratorApp(workspace, annotator, auto_round=auto_round)
+    screen.run()
+    sys.exit(screen.return_code or 0)
+
+
+def main() -> None:
+    """Run the command line; every expected failure is one line and its exit status."""
+    os.umask(0o077)  # what is made here is its user's alone
+    from curator.errors import CuratorError
+
+    try:
+        app()
+    except CuratorError as error:
+        talk(f"curator: {error}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        talk("curator: interrupted.")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads on; nothing left to say
+        sys.exit(1)
+    except Exception as error:
+        # No traceback by itself: it would show client texts.
+        if os.environ.get("CURATOR_DEBUG"):
+            raise
+        frame = error.__traceback__
+        while frame is not None and frame.tb_next is not None:
+            frame = frame.tb_next
+        where = Path(frame.tb_frame.f_code.co_filename).name if frame else "?"
+        line = frame.tb_lineno if frame else 0
+        talk(f"curator: a bug: {type(error).__name__} in {where}, line {line}. "
+             "CURATOR_DEBUG=1 shows all of it.")  # fmt: skip
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""curator.toml: what a workspace is set to. Unknown names and wrong types are refused by name."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from curator.errors import BadConfig
+from trainer.contract import ContractError, GenerateSettings, TrainSettings, from_dict
+
+FILE = "curator.toml"
+DEFAULT_MODEL = "google/gemma-3-4b-it"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model that is taught."""
+
+    name: str = DEFAULT_MODEL
+    """A folder (relative to the workspace), or an id in the local model cache."""
+    quantization: Literal["nf4", "none"] = "nf4"
+
+
+@dataclass(frozen=True)
+class RoundConfig:
+    """What a round asks of model and clinician."""
+
+    prompts: int = 40
+    """Prompts a round writes candidates for; those with the fewest pairs so far come first."""
+    first_strategy: Literal["contrast", "sample"] = "contrast"
+    """How the base model's candidates are made: steered apart, for clear choices."""
+    strategy: Literal["contrast", "sample"] = "sample"
+    """How an adapter's are made: as it would really answer."""
+    held_out_share: float = 0.2
+    """Share of prompts never trained on, decided when a prompt is imported."""
+
+    def __post_init__(self) -> None:
+        if self.prompts < 1:
+            raise ContractError("round.prompts must be above 0.")
+        if not 0 <= self.held_out_share < 1:
+            raise ContractError("round.held_out_share must be at least 0 and below 1.")
+
+
+@dataclass(frozen=True)
+class Config:
+    """All of curator.toml."""
+
+    seed: int = 0
+    """Of every draw: sides, splits, sampling, training."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    round: RoundConfig = field(default_factory=RoundConfig)
+    generate: GenerateSettings = field(default_factory=GenerateSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+
+
+TEMPLATE = """\
+# A curator workspace. Every setting and its default: README.md, section Settings.
+seed = {seed}
+
+[model]
+name = {name}            # a folder, or an id in the local model cache
+quantization = "nf4"
+
+[round]
+prompts = 40             # pairs a round asks you to judge, at most
+held_out_share = 0.2     # prompts never trained on, to measure with
+"""
+
+
+def template(model: str, seed: int = 0) -> str:
+    """Return a new workspace's curator.toml."""
+    return TEMPLATE.format(name=json.dumps(model, ensure_ascii=False), seed=seed)
+
+
+def load_config(path: Path) -> Config:
+    """Read a curator.toml. Raises BadConfig naming the file and the setting."""
+    try:
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return from_dict(Config, values)
+    except (tomllib.TOMLDecodeError, ContractError, UnicodeDecodeError) as error:
+        raise BadConfig(f"{path}: {error}") from None
+    except OSError as error:
+        raise BadConfig(f"{path}: {error.strerror}.") from None

@@ -1,0 +1,1 @@
+"""Reading files from outside: one file a format, one shared row shape."""

@@ -1,0 +1,204 @@
+"""The judgments: added, chained, taken back by another row, never changed.
+
+Functions take a Session; none of them commits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, field
+
+from sqlalchemy import ColumnElement, and_, exists, func
+from sqlalchemy.orm import aliased
+from sqlmodel import Session, col, select
+
+from curator.errors import CuratorError
+from curator.models import (
+    Annotator,
+    Bookmark,
+    Candidate,
+    Judgment,
+    Pair,
+    Prompt,
+    Round,
+    Verdict,
+    new_uuid,
+)
+from trainer.contract import canonical_json
+
+
+@dataclass(frozen=True)
+class Said:
+    """What an annotator said of a pair; all of it goes into the judgment's digest."""
+
+    verdict: Verdict
+    strength: int | None = None
+    tags_left: tuple[str, ...] = ()
+    tags_right: tuple[str, ...] = ()
+    red_flags: dict[str, bool] = field(default_factory=dict)
+    note: str | None = None
+    flagged: bool = False
+    rewrite_id: int | None = None
+    rubric_version: str = "1"
+
+
+def newest_judgment(session: Session, pair_id: int, annotator_id: int) -> Judgment | None:
+    """Return an annotator's newest row for a pair (which may be a retraction)."""
+    return session.exec(
+        select(Judgment)
+        .where(Judgment.pair_id == pair_id, Judgment.annotator_id == annotator_id)
+        .order_by(col(Judgment.revision).desc())
+        .limit(1)
+    ).first()
+
+
+def add_judgment(
+    session: Session,
+    pair: Pair,
+    annotator: Annotator,
+    said: Said,
+    *,
+    uuid: str | None = None,
+    sitting: str | None = None,
+    shown_at: str | None = None,
+    elapsed_ms: int | None = None,
+) -> Judgment:
+    """Add a judgment to an annotator's chain.
+
+    `uuid` makes a retry harmless: a row with it is returned as it is. A retraction needs a
+    standing judgment to take back; raises CuratorError without one.
+    """
+    assert pair.id is not None and annotator.id is not None
+    if uuid is not None:
+        done = session.exec(select(Judgment).where(Judgment.uuid == uuid)).first()
+        if done is not None:
+            return done
+    earlier = newest_judgment(session, pair.id, annotator.id)
+    if said.verdict is Verdict.RETRACTED and (earlier is None or earlier.verdict == "retracted"):
+        raise CuratorError("there is no judgment of that pair to take back.")
+    last = session.exec(
+        select(Judgment.sequence, Judgment.chain)
+        .where(Judgment.annotator_id == annotator.id)
+        .order_by(col(Judgment.sequence).desc())
+        .limit(1)
+    ).first()
+    judgment = Judgment(
+        uuid=uuid or new_uuid(),
+        pair_id=pair.id,
+        annotator_id=annotator.id,
+        revision=earlier.revision + 1 if earlier else 1,
+        sequence=last[0] + 1 if last else 1,
+        verdict=said.verdict,
+        strength=said.strength,
+        tags_left=list(said.tags_left),
+        tags_right=list(said.tags_right),
+        red_flags=said.red_flags,
+        note=said.note,
+        flagged=int(said.flagged),
+        rewrite_id=said.rewrite_id,
+        rubric_version=said.rubric_version,
+        sitting=sitting,
+        shown_at=shown_at,
+        elapsed_ms=elapsed_ms,
+        salt=os.urandom(16),
+        digest="",
+        chain="",
+    )
+    judgment.digest = judgment_digest(session, judgment)
+    judgment.chain = link(last[1] if last else "", judgment.digest)
+    session.add(judgment)
+    if said.verdict is Verdict.RETRACTED:
+        bookmark = session.get(Bookmark, (annotator.id, pair.round_id))
+        if bookmark and bookmark.position >= pair.position:
+            bookmark.position = pair.position - 1
+    session.flush()
+    return judgment
+
+
+def judgment_digest(session: Session, judgment: Judgment) -> str:
+    """Return the salted SHA-256 of what was judged and what was said of it."""
+    pair = session.get_one(Pair, judgment.pair_id)
+    rewrite = session.get(Candidate, judgment.rewrite_id) if judgment.rewrite_id else None
+    content = {
+        "uuid": judgment.uuid,
+        "annotator": session.get_one(Annotator, judgment.annotator_id).uuid,
+        "pair": pair.uuid,
+        "prompt": session.get_one(Prompt, pair.prompt_id).sha256,
+        "left": session.get_one(Candidate, pair.left_id).sha256,
+        "right": session.get_one(Candidate, pair.right_id).sha256,
+        "rewrite": rewrite.sha256 if rewrite else None,
+        **{
+            name: getattr(judgment, name)
+            for name in (
+                "revision", "sequence", "verdict", "strength", "tags_left", "tags_right",
+                "red_flags", "note", "flagged", "rubric_version", "created_at",
+            )
+        },
+    }  # fmt: skip
+    return hashlib.sha256((judgment.salt or b"") + canonical_json(content).encode()).hexdigest()
+
+
+def link(chain: str, digest: str) -> str:
+    """Return the next value of a chain."""
+    return hashlib.sha256(f"{chain}{digest}".encode()).hexdigest()
+
+
+def broken_links(session: Session) -> list[str]:
+    """Return the UUIDs of judgments that were changed, or whose predecessor is gone.
+
+    A judgment whose salt was erased cannot be checked against its text; its digest still links.
+    """
+    broken = []
+    for annotator_id in session.exec(select(Annotator.id)).all():
+        chain, sequence = "", 0
+        rows = session.exec(
+            select(Judgment)
+            .where(Judgment.annotator_id == annotator_id)
+            .order_by(col(Judgment.sequence))
+        )
+        for row in rows.all():
+            sequence += 1
+            chain = link(chain, row.digest)
+            changed = row.salt is not None and judgment_digest(session, row) != row.digest
+            if changed or row.chain != chain or row.sequence != sequence:
+                broken.append(row.uuid)
+                chain, sequence = row.chain, row.sequence
+    return broken
+
+
+def standing() -> ColumnElement[bool]:
+    """Whether a judgment is the newest of its pair and annotator, and not a retraction."""
+    newer = aliased(Judgment)
+    superseded = exists().where(
+        col(newer.pair_id) == col(Judgment.pair_id),
+        col(newer.annotator_id) == col(Judgment.annotator_id),
+        col(newer.revision) > col(Judgment.revision),
+    )
+    return and_(col(Judgment.verdict) != Verdict.RETRACTED, ~superseded)
+
+
+def last_standing(session: Session, annotator_id: int) -> Judgment | None:
+    """Return what undo would take back: the annotator's latest standing judgment."""
+    return session.exec(
+        select(Judgment)
+        .where(Judgment.annotator_id == annotator_id, standing())
+        .order_by(col(Judgment.sequence).desc())
+        .limit(1)
+    ).first()
+
+
+def verdict_counts(session: Session) -> dict[tuple[int, str, str], int]:
+    """Return {(round number, annotator kind, verdict): standing judgments}."""
+    query = (
+        select(Round.number, Annotator.kind, Judgment.verdict, func.count())
+        .select_from(Judgment)
+        .join(Pair, col(Judgment.pair_id) == Pair.id)
+        .join(Round, col(Pair.round_id) == Round.id)
+        .join(Annotator, col(Judgment.annotator_id) == Annotator.id)
+        .where(standing())
+        .group_by(col(Round.number), col(Annotator.kind), col(Judgment.verdict))
+    )
+    return {
+        (number, str(kind), str(verdict)): n for number, kind, verdict, n in session.exec(query)
+    }

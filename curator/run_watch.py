@@ -1,0 +1,95 @@
+"""What the screens know of the run under way, gathered from the trainer's events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+PHASES = {
+    "load": "loading the model",
+    "train": "training",
+    "evaluate": "evaluating",
+    "generate": "writing replies",
+    "measure": "measuring",
+}
+BARS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass
+class RunWatch:
+    """One run as seen so far: phase, steps with their figures, replies written."""
+
+    action: str
+    phase: str = "starting"
+    step: int = 0
+    steps: int = 0
+    done: int = 0
+    total: int = 0
+    loss: list[float] = field(default_factory=list)
+    margin: list[float] = field(default_factory=list)
+    accuracy: list[float] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def take(self, event: dict[str, Any]) -> None:
+        """Note one event."""
+        match event["event"]:
+            case "phase":
+                self.phase = PHASES.get(str(event.get("phase")), str(event.get("phase")))
+                self.times, self.done, self.total = [], 0, 0
+            case "step":
+                self.step, self.steps = int(event["step"]), int(event["steps"])
+                self.loss.append(float(event["loss"]))
+                self.margin.append(float(event.get("rewards/margins", 0)))
+                self.accuracy.append(float(event.get("rewards/accuracies", 0)))
+                self.times.append(float(event["time"]))
+            case "progress":
+                self.done, self.total = int(event["done"]), int(event["total"])
+                self.times.append(float(event["time"]))
+            case "warning":
+                self.warnings.append(str(event.get("message")))
+
+    def seconds_left(self) -> float | None:
+        """Return how long this phase will take at the pace so far, or None when unknown."""
+        done, total = (self.done, self.total) if self.total else (self.step, self.steps)
+        if len(self.times) < 2 or not total:
+            return None
+        pace = (self.times[-1] - self.times[0]) / (len(self.times) - 1)
+        batch = done / len(self.times)
+        return pace * (total - done) / max(batch, 1e-9)
+
+    def line(self) -> str:
+        """Return the run in one line: what it does, its figures, how long it will take."""
+        parts = [self.phase]
+        if self.total:
+            parts.append(f"{self.done} of {self.total}")
+        elif self.loss and self.phase == "training":
+            parts += [
+                f"step {self.step}/{self.steps}",
+                f"loss {self.loss[-1]:.2f}",
+                f"margin {self.margin[-1]:+.2f}",
+                f"accuracy {self.accuracy[-1]:.0%}",
+            ]
+        left = self.seconds_left()
+        if left is not None and left >= 1:
+            parts.append(f"about {duration(left)}")
+        return " · ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time for people."""
+    if seconds < 90:
+        return f"{round(seconds)} s"
+    if seconds < 5400:
+        return f"{round(seconds / 60)} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def sparkline(values: list[float], width: int) -> str:
+    """Return a curve of block characters, the newest `width` values."""
+    values = values[-width:]
+    if not values:
+        return ""
+    low, high = min(values), max(values)
+    span = (high - low) or 1.0
+    return "".join(BARS[int((v - low) / span * (len(BARS) - 1))] for v in values)

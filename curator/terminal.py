@@ -1,0 +1,154 @@
+"""What the commands print: a run's progress, and how things stand."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from curator import db, rounds, runs
+from curator.errors import CuratorError
+from curator.models import Run
+from curator.run_watch import RunWatch
+from curator.safe_text import one_line, visible
+from curator.workspace import Workspace
+
+
+def follow_run(workspace: Workspace, folder: Path, show: bool = True) -> Run:
+    """Show a run's progress on standard error until it has ended; return it, settled.
+
+    Ctrl-C stops watching, not the run. Raises CuratorError when the run failed.
+    """
+    watch = RunWatch(folder.name)
+    line = Line() if show else None
+    try:
+        for event in runs.follow(folder):
+            watch.take(event)
+            if line:
+                line.show(watch.line(), final=event["event"] in ("phase", "warning"))
+            if event["event"] == "warning" and show:
+                print(f"note: {visible(str(event.get('message')))}", file=sys.stderr)
+    except KeyboardInterrupt:
+        if line:
+            line.end()
+        raise CuratorError(
+            f"no longer watching; the run goes on in runs/{folder.name}. See: curator status"
+        ) from None
+    if line:
+        line.end()
+    run = settled(workspace, folder.name)
+    if run.error:
+        raise CuratorError(f"the {run.action} {run.state}: {run.error}")
+    return run
+
+
+def settled(workspace: Workspace, name: str) -> Run:
+    """Return a run once it is settled, by this process or another."""
+    from sqlmodel import select
+
+    while True:
+        for run in rounds.settle(workspace):
+            if run.folder == name:
+                return run
+        with db.reading(workspace.engine) as session:
+            run = session.exec(select(Run).where(Run.folder == name)).one()
+        if run.state != "running":
+            return run
+        time.sleep(runs.POLL_SECONDS)
+
+
+class Line:
+    """A line on standard error that is written over, or lines where that cannot be."""
+
+    def __init__(self) -> None:
+        self.live = sys.stderr.isatty()
+        self.width = 0
+
+    def show(self, text: str, final: bool) -> None:
+        """Show the newest state; where lines cannot be written over, only `final` ones."""
+        if self.live:
+            text = one_line(text, 100)
+            print("\r" + text.ljust(self.width), end="", file=sys.stderr, flush=True)
+            self.width = len(text)
+        elif final:
+            print(text, file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """Leave the line."""
+        if self.live and self.width:
+            print("\r" + " " * self.width, end="\r", file=sys.stderr, flush=True)
+
+
+def run_text(run: Run) -> str:
+    """Return what a finished run brought, with n and interval where there is a figure."""
+    metrics = run.metrics or {}
+    lines = [f"the {run.action} is done (runs/{run.folder})."]
+    if "train" in metrics:
+        train = metrics["train"]
+        lines.append(
+            f"trained {train['steps']} steps on {metrics['preferences']['train']} preferences "
+            f"in {metrics['seconds']['train']:.0f} s; last loss {train['loss']:.3f}."
+        )
+    held_out = metrics.get("held_out", {})
+    if "rewards/accuracies" in held_out:
+        lines.append(held_out_text(held_out))
+    if "candidates" in metrics:
+        lines.append(f"{metrics['candidates']['count']} replies written. Next: curator annotate")
+    return "\n".join(lines)
+
+
+def held_out_text(held_out: dict[str, Any]) -> str:
+    """Return held-out accuracy and margin with n and 95 % intervals."""
+    low, high = held_out["rewards/accuracies_interval"]
+    margin_low, margin_high = held_out["rewards/margins_interval"]
+    return (
+        f"held out: accuracy {held_out['rewards/accuracies']:.0%} ({low:.0%} to {high:.0%}), "
+        f"margin {held_out['rewards/margins']:.2f} ({margin_low:.2f} to {margin_high:.2f}), "
+        f"n = {held_out['n']}."
+    )
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Return rows as aligned columns."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    lines = [head, tuple("-" * width for width in widths), *rows]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def status_text(facts: dict[str, Any]) -> str:
+    """Return workflow.status for people."""
+    prompts = facts["prompts"]
+    lines = [
+        f"workspace  {visible(facts['workspace'])}",
+        f"model      {visible(facts['model'])}",
+        f"prompts    {prompts['train']} to train on, {prompts['held_out']} held out",
+        f"preferences {facts['preferences']}",
+    ]
+    rows = []
+    for each in facts["rounds"]:
+        for kind, verdicts in (each["judgments"] or {"–": {}}).items():
+            counts = ", ".join(f"{n} {verdict}" for verdict, n in sorted(verdicts.items()))
+            rows.append(
+                (str(each["round"]), each["written_by"], str(each["pairs"]), kind, counts or "none")
+            )
+    if rows:
+        lines += ["", table(("round", "written by", "pairs", "annotator", "judgments"), rows)]
+    rows = []
+    for adapter in facts["adapters"]:
+        held_out = adapter["held_out"]
+        accuracy = (
+            held_out_text(held_out) if "rewards/accuracies" in held_out
+            else str(held_out.get("note", "not evaluated"))
+        )  # fmt: skip
+        rows.append((adapter["adapter"], adapter["status"], accuracy))
+    if rows:
+        lines += ["", table(("adapter", "status", "figures"), rows)]
+    run = facts["run"]
+    if run:
+        said = f": {visible(run['error'])}" if run["error"] else ""
+        lines += ["", f"last run   {run['run']} ({run['state']}){said}"]
+    return "\n".join(lines)

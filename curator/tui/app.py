@@ -1,0 +1,152 @@
+"""The app: one workspace, one annotator, and the run under way."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+from typing import ClassVar
+
+from rich.text import Text
+from textual import work
+from textual.app import App
+from textual.binding import Binding, BindingType
+from textual.worker import get_current_worker
+
+from curator import rounds, runs
+from curator.errors import CuratorError
+from curator.models import AnnotatorKind, Run, new_uuid
+from curator.run_watch import RunWatch
+from curator.tui.judge_screen import JudgeScreen
+from curator.tui.messages import RunChanged, RunEnded, RunEvent
+from curator.workflow import Seat, take_seat
+from curator.workspace import Workspace
+from trainer.contract import Action
+
+
+class CuratorApp(App[None]):
+    """Judging in a terminal."""
+
+    CSS_PATH = "curator.tcss"
+    TITLE = "curator"
+    ENABLE_COMMAND_PALETTE = True
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("ctrl+q", "quit", "leave", show=False, priority=True),
+        Binding("ctrl+c", "quit", "leave", show=False, priority=True),
+    ]
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        annotator: str,
+        *,
+        kind: AnnotatorKind = AnnotatorKind.HUMAN,
+        auto_round: bool = False,
+    ) -> None:
+        super().__init__()
+        self.workspace = workspace
+        self.auto_round = auto_round
+        self.seat: Seat = take_seat(workspace, annotator, new_uuid(), kind)
+        self.run_watch: RunWatch | None = None
+
+    def on_mount(self) -> None:
+        rounds.settle(self.workspace)
+        self.adopt_run()
+        self.push_screen(JudgeScreen())
+
+    def on_unmount(self) -> None:
+        self.seat.leave()
+
+    # --- the run under way ---------------------------------------------------------------------
+
+    def adopt_run(self) -> None:
+        """Follow the run under way, whoever started it."""
+        under_way = rounds.run_under_way(self.workspace)
+        if under_way is not None:
+            run, folder = under_way
+            self.run_watch = RunWatch(run.action)
+            self.follow_run(folder)
+
+    def start_run(self, action: Action) -> None:
+        """Start a run and follow it; judging goes on."""
+        try:
+            rounds.start_run(
+                self.workspace, action, kinds=(AnnotatorKind(self.seat.annotator.kind),)
+            )
+        except CuratorError as error:
+            self.notify(str(error), severity="error", markup=False)
+            return
+        self.adopt_run()
+        self.screen.post_message(RunChanged())
+
+    def stop_run(self) -> None:
+        """Stop the run under way; following it ends by itself."""
+        self.stop_run_in_thread()
+
+    @work(thread=True, exit_on_error=False, group="stop")
+    def stop_run_in_thread(self) -> None:
+        """Stop the trainer; settling it is left to whoever follows it."""
+        under_way = rounds.run_under_way(self.workspace)
+        if under_way is not None:
+            runs.stop(under_way[1], under_way[0].pid)
+
+    @work(thread=True, exclusive=True, exit_on_error=False, group="follow")
+    def follow_run(self, folder: Path) -> None:
+        """Post the run's events, and its end once it is settled."""
+        worker = get_current_worker()
+        for event in runs.follow(folder, lambda: worker.is_cancelled):
+            if worker.is_cancelled:
+                return
+            self.post_message(RunEvent(event))
+        if worker.is_cancelled:
+            return
+        try:
+            settled = rounds.settle(self.workspace)
+        except CuratorError as error:
+            settled = []
+            self.call_from_thread(self.notify, str(error), severity="error", markup=False)
+        self.post_message(RunEnded(settled[0] if settled else None))
+
+    def on_run_event(self, message: RunEvent) -> None:
+        """Note what the trainer said and let the screen in front show it."""
+        if self.run_watch is not None:
+            self.run_watch.take(message.event)
+            for screen in self.screen_stack:
+                screen.post_message(RunChanged())
+
+    def on_run_ended(self, message: RunEnded) -> None:
+        """The run is over; its results are in the database."""
+        self.run_watch = None
+        for screen in self.screen_stack:
+            screen.post_message(RunChanged(message.run))
+
+    def tell(self, run: Run) -> str:
+        """Return what a finished run brought, in one line."""
+        metrics = run.metrics or {}
+        parts = [f"the {run.action} is done"]
+        held_out = metrics.get("held_out", {})
+        if "rewards/accuracies" in held_out:
+            low, high = held_out["rewards/accuracies_interval"]
+            parts.append(
+                f"held-out accuracy {held_out['rewards/accuracies']:.0%} "
+                f"({low:.0%} to {high:.0%}, n = {held_out['n']})"
+            )
+        elif held_out.get("note"):
+            parts.append(str(held_out["note"]).rstrip("."))
+        if "candidates" in metrics:
+            parts.append("new pairs come next")
+        return "; ".join(parts) + "."
+
+    # --- the edge ------------------------------------------------------------------------------
+
+    def _fatal_error(self) -> None:
+        """Say where a crash happened, without the texts that were on the screen.
+
+        Textual's own report prints local variables: a client's words in the scrollback.
+        """
+        error = sys.exc_info()[1] or self._exception
+        frames = traceback.extract_tb(error.__traceback__) if error else []
+        where = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else "?"
+        text = f"curator stopped: {type(error).__name__} in {where}. Every saved judgment is kept."
+        self._exit_renderables.append(Text(text))
+        self._close_messages_no_wait()

@@ -1,0 +1,31 @@
+"""What workers tell the screens. Workers only post; handlers own the state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from textual.message import Message
+
+from curator.models import Run
+
+
+@dataclass
+class RunEvent(Message):
+    """The trainer said something."""
+
+    event: dict[str, Any]
+
+
+@dataclass
+class RunEnded(Message):
+    """The run under way has ended and is settled; `run` is None when another process settled it."""
+
+    run: Run | None
+
+
+@dataclass
+class RunChanged(Message):
+    """Passed on to the screen in front: what is known of the run has changed."""
+
+    ended: Run | None = None

@@ -1,0 +1,128 @@
+"""The rounds screen: what each round brought, and the run under way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.content import Content
+from textual.screen import Screen
+from textual.widgets import DataTable, Static
+
+from curator.run_watch import sparkline
+from curator.tui.messages import RunChanged
+from curator.tui.widgets import HeaderBar, KeyBar
+from curator.workflow import NextStep, next_step, status
+
+if TYPE_CHECKING:
+    from curator.tui.app import CuratorApp
+
+KEYS = [
+    ("enter", "start the next step", "start", "start"),
+    ("ctrl+x", "stop the run", "stop", "stop"),
+    ("esc", "back to judging", "back", "back"),
+]
+COLUMNS = ("round", "written by", "pairs", "judged", "adapter", "held-out accuracy", "n")
+
+
+class RoundsScreen(Screen[None]):
+    """A row a round, and the curves of the run under way below."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "start", priority=True, show=False),
+        Binding("ctrl+x", "stop", show=False),
+        Binding("escape,r", "back", show=False),
+    ]
+
+    app: CuratorApp
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = NextStep(None, "")
+
+    def compose(self) -> ComposeResult:
+        yield HeaderBar(id="header")
+        yield DataTable(id="rounds", cursor_type="row", zebra_stripes=True)
+        yield Static(id="run")
+        yield Static(id="next")
+        yield KeyBar(KEYS, id="keys")
+
+    def on_mount(self) -> None:
+        header = self.query_one(HeaderBar)
+        header.workspace = self.app.workspace.name
+        header.annotator = self.app.seat.annotator.name
+        self.query_one(DataTable).add_columns(*COLUMNS)
+        self.fill()
+
+    def fill(self) -> None:
+        """Read everything anew."""
+        facts = status(self.app.workspace)
+        table = self.query_one(DataTable)
+        table.clear()
+        for row in round_rows(facts):
+            table.add_row(*(Content.from_text(cell, markup=False) for cell in row))
+        self.step = next_step(self.app.workspace, self.app.seat)
+        self.query_one("#next", Static).update(Content.from_text(self.step.text, markup=False))
+        self.show_run()
+
+    def show_run(self) -> None:
+        """Draw the curves of the run under way."""
+        watch = self.app.run_watch
+        view = self.query_one("#run", Static)
+        view.display = watch is not None
+        if watch is None:
+            return
+        width = max(20, self.size.width - 30)
+        lines = [Content(f"{watch.action}: ").stylize("bold") + Content(watch.line())]
+        for name, values in (
+            ("loss", watch.loss), ("margin", watch.margin), ("accuracy", watch.accuracy)
+        ):  # fmt: skip
+            if values:
+                label = Content(f"{name:>9} {values[-1]:>7.3f}  ")
+                lines.append(label + Content(sparkline(values, width)).stylize("$accent"))
+        lines += [Content.from_text(f"note: {text}", markup=False) for text in watch.warnings]
+        view.update(Content("\n").join(lines))
+
+    def on_run_changed(self, message: RunChanged) -> None:
+        """Follow the run."""
+        if self.app.run_watch is None:
+            self.fill()
+        else:
+            self.show_run()
+
+    def action_start(self) -> None:
+        """Start what comes next."""
+        if self.app.run_watch is None and self.step.action:
+            self.app.start_run(self.step.action)
+            self.fill()
+
+    def action_stop(self) -> None:
+        """Stop the run under way; the adapter in use stays."""
+        if self.app.run_watch is not None:
+            self.app.stop_run()
+
+    def action_back(self) -> None:
+        """Go back to judging."""
+        self.app.pop_screen()
+
+
+def round_rows(facts: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return a row a round, in the order of COLUMNS."""
+    adapters = {adapter["adapter"]: adapter for adapter in facts["adapters"]}
+    rows: list[tuple[str, ...]] = []
+    for each in facts["rounds"]:
+        judged = sum(sum(verdicts.values()) for verdicts in each["judgments"].values())
+        adapter = adapters.get(each["written_by"], {})
+        held_out = adapter.get("held_out", {})
+        accuracy = "–"
+        if "rewards/accuracies" in held_out:
+            low, high = held_out["rewards/accuracies_interval"]
+            accuracy = f"{held_out['rewards/accuracies']:.0%}  ({low:.0%} to {high:.0%})"
+        rows.append(
+            (
+                str(each["round"]), each["written_by"], str(each["pairs"]), str(judged),
+                str(adapter.get("status", "–")), accuracy, str(held_out.get("n", "–")),
+            )
+        )  # fmt: skip
+    return rows

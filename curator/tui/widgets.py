@@ -1,0 +1,141 @@
+"""The parts of the judge screen. Every one shows text made visible, never markup."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from textual.app import ComposeResult, RenderResult
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.reactive import reactive
+from textual.widget import Widget
+from textual.widgets import Static
+
+from curator.run_watch import RunWatch, sparkline
+from curator.safe_text import hidden_count, one_line, visible
+
+SPEAKERS = {"user": "client", "assistant": "reply", "system": "setting"}
+
+
+class HeaderBar(Widget):
+    """One line: workspace, round and progress, annotator, when the last judgment was saved."""
+
+    workspace: reactive[str] = reactive("")
+    annotator: reactive[str] = reactive("")
+    round: reactive[int] = reactive(0)
+    judged: reactive[int] = reactive(0)
+    pairs: reactive[int] = reactive(0)
+    saved_at: reactive[datetime | None] = reactive(None)
+
+    def render(self) -> RenderResult:
+        left = Content.from_text(f" curator · {one_line(self.workspace, 24)}", markup=False)
+        who = one_line(self.annotator, 16)
+        saved = f" · saved {self.saved_at:%H:%M:%S}" if self.saved_at else ""
+        right = Content.from_text(f"{who}{saved} ", markup=False)
+        middle = Content("")
+        if self.pairs:
+            text = f"round {self.round} · {self.judged} of {self.pairs} "
+            room = self.size.width - left.cell_length - right.cell_length - len(text) - 6
+            middle = Content(text)
+            width = max(0, min(40, room))
+            done = min(width, round(width * self.judged / self.pairs))
+            middle += Content("━" * done).stylize("$accent")
+            middle += Content("━" * (width - done)).stylize("$surface-lighten-2")
+        gap = self.size.width - left.cell_length - middle.cell_length - right.cell_length
+        before = max(1, gap // 2)
+        spaces = Content(" " * before), Content(" " * max(1, gap - before))
+        return Content.assemble(left, spaces[0], middle, spaces[1], right)
+
+
+class Conversation(VerticalScroll, can_focus=True):
+    """The context line and the conversation, the newest turn in view."""
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="context")
+        yield Static(id="turns")
+
+    def show(self, messages: list[dict[str, str]], label: str | None, cue: str | None) -> None:
+        """Show a conversation with its content label and risk cue before it."""
+        turns = sum(message["role"] != "system" for message in messages)
+        parts = [f"about: {one_line(label or 'not labelled', 40)}"]
+        cue_text = one_line(cue or "not noted", 40)
+        line = Content.from_text(f"{parts[0]} · risk cue: ", markup=False)
+        marked = cue not in (None, "", "none")
+        line += Content.from_text(cue_text, markup=False).stylize("bold $error" if marked else "")
+        if turns > 1:
+            line += Content(f" · {turns} turns").stylize("dim")
+        self.query_one("#context", Static).update(line)
+        body = Content("")
+        for number, message in enumerate(messages):
+            last = number == len(messages) - 1
+            speaker = SPEAKERS.get(message["role"], message["role"])
+            heading = Content(f"▌ {speaker}").stylize("bold $accent" if last else "bold dim")
+            text = Content.from_text(visible(message["content"]), markup=False)
+            body += heading + Content("\n") + (text if last else text.stylize("dim"))
+            if not last:
+                body += Content("\n\n")
+        self.query_one("#turns", Static).update(body)
+        self.call_after_refresh(self.scroll_end, animate=False)
+
+
+class Reply(VerticalScroll, can_focus=True):
+    """One of the two replies, without a trace of where it comes from."""
+
+    def __init__(self, letter: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.letter = letter
+        self.border_title = letter
+
+    def compose(self) -> ComposeResult:
+        yield Static(classes="text")
+
+    def show(self, text: str) -> None:
+        """Show a reply from its beginning, with its length and hidden characters at the foot."""
+        self.remove_class("picked", "earlier")
+        self.query_one(".text", Static).update(Content.from_text(visible(text), markup=False))
+        hidden = hidden_count(text)
+        words = f"{len(text.split())} words"
+        self.border_subtitle = f"{hidden} hidden characters · {words}" if hidden else words
+        self.scroll_home(animate=False)
+
+
+class RunStrip(Widget):
+    """One line on the run under way: a curve of the loss, and the figures."""
+
+    def show(self, watch: RunWatch | None) -> None:
+        """Show a run, or nothing when there is none."""
+        self.display = watch is not None
+        self._watch = watch
+        self.refresh()
+
+    _watch: RunWatch | None = None
+
+    def render(self) -> RenderResult:
+        watch = self._watch
+        if watch is None:
+            return Content("")
+        curve = Content(sparkline(watch.loss, 20)).stylize("$accent")
+        room = max(10, self.size.width - curve.cell_length - 3)
+        return Content.assemble(" ", curve, " ", one_line(watch.line(), room))
+
+
+class KeyBar(Widget):
+    """The keys that work here; short when there is little room. A click does what the key does."""
+
+    def __init__(self, keys: list[tuple[str, str, str, str]], **options: Any) -> None:
+        """`keys`: (key, long label, short label, action)."""
+        super().__init__(**options)
+        self.keys = keys
+
+    def render(self) -> RenderResult:
+        for label in (1, 2):
+            parts = []
+            for key in self.keys:
+                part = Content(f" {key[0]} ").stylize("bold $accent")
+                part += Content(key[label]) + Content(" ")
+                parts.append(part.stylize(f"@click=screen.{key[3]}"))
+            line = Content("").join(parts)
+            if line.cell_length <= self.size.width or label == 2:
+                break
+        return line

@@ -1,0 +1,361 @@
+"""The verbs both front ends use: import, judge, take back, export, tell how things stand.
+
+Rounds (generate, train, and what is between) are in curator.rounds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import func
+from sqlmodel import Session, select
+
+from curator import db, judgments, pairing, store
+from curator.errors import BadData, CannotWrite
+from curator.exporting.trl import trl_lines
+from curator.importing.prompts import PromptRow, read_prompts
+from curator.judgments import Said
+from curator.models import (
+    Adapter,
+    Annotator,
+    AnnotatorKind,
+    Candidate,
+    Pair,
+    Prompt,
+    Round,
+    Run,
+    Split,
+    Verdict,
+)
+from curator.preferences import HUMANS, preference_count, preferences
+from curator.workspace import Workspace
+from trainer.contract import FEWEST_PREFERENCES, Action, Message, write_whole
+
+# --- import ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import did."""
+
+    added: int
+    duplicates: int
+    held_out: int
+    mended: Counter[str]
+
+
+def import_prompts(workspace: Workspace, path: Path, field: str | None = None) -> Imported:
+    """Add the prompts of a JSON lines file; those that are there already are counted, not added.
+
+    Raises BadData, with nothing written, when any line is wrong.
+    """
+    rows, mended = read_prompts(path, field)
+    with db.writing(workspace.engine) as session:
+        _check_ids(path, rows, store.external_ids(session))
+        known = store.known_prompts(session, [row.sha256 for row in rows])
+        new: dict[str, PromptRow] = {}
+        for row in rows:
+            if row.sha256 not in known:
+                new.setdefault(row.sha256, row)
+        held_out = pairing.held_out_draw(
+            workspace.config.seed,
+            [(row.family or "", row.client or row.sha256) for row in new.values()],
+            workspace.config.round.held_out_share,
+            store.split_groups(session),
+        )
+        for row, held in zip(new.values(), held_out, strict=True):
+            session.add(_prompt(row, path.name, held))
+    return Imported(len(new), len(rows) - len(new), sum(held_out), mended)
+
+
+def _prompt(row: PromptRow, source: str, held_out: bool) -> Prompt:
+    return Prompt(
+        sha256=row.sha256,
+        messages=row.messages,
+        external_id=row.id,
+        client=row.client,
+        split=Split.HELD_OUT if held_out else Split.TRAIN,
+        source=source,
+        family=row.family,
+        content_label=row.content_label,
+        risk_cue=row.risk_cue,
+    )
+
+
+def _check_ids(path: Path, rows: list[PromptRow], known: dict[str, str]) -> None:
+    """Refuse one id with two texts, in the file or against what is there."""
+    lines: dict[str, int] = {}
+    known = dict(known)
+    for row in rows:
+        if row.id is None:
+            continue
+        if known.setdefault(row.id, row.sha256) != row.sha256:
+            other = f"line {lines[row.id]}" if row.id in lines else "a prompt imported before"
+            raise BadData(
+                f'{path}, line {row.line}: the id "{row.id}" stands for another text in {other}. '
+                "Give it an id of its own, or leave ids out."
+            )
+        lines.setdefault(row.id, row.line)
+
+
+# --- judge ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A pair as an annotator sees it: no trace of which model or steer wrote what."""
+
+    pair_id: int
+    round: int
+    messages: list[Message]
+    content_label: str | None
+    risk_cue: str | None
+    left: str
+    right: str
+    purpose: str
+    earlier: Said | None = None
+    """What this annotator said of it before, if it came back by undo."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an annotator is in the newest round, and what there is to train on."""
+
+    round: int
+    judged: int
+    pairs: int
+    preferences: int
+
+
+class Seat:
+    """An annotator's seat in a workspace, for one sitting."""
+
+    def __init__(self, workspace: Workspace, annotator: Annotator, sitting: str) -> None:
+        self.workspace = workspace
+        self.annotator = annotator
+        self.sitting = sitting
+
+    def next(self) -> Shown | None:
+        """Return the next pair to judge, handed to this sitting alone; None: nothing to judge."""
+        with db.writing(self.workspace.engine) as session:
+            pair = store.next_pair(session, self.annotator, self.sitting)
+            return self._shown(session, pair) if pair else None
+
+    def judge(
+        self,
+        pair_id: int,
+        said: Said,
+        uuid: str,
+        shown_at: str | None = None,
+        elapsed_ms: int | None = None,
+    ) -> Shown | None:
+        """Add the judgment and return the next pair. When this returns, it is on the disk."""
+        with db.writing(self.workspace.engine) as session:
+            judgments.add_judgment(
+                session,
+                session.get_one(Pair, pair_id),
+                self.annotator,
+                said,
+                uuid=uuid,
+                sitting=self.sitting,
+                shown_at=shown_at,
+                elapsed_ms=elapsed_ms,
+            )
+            pair = store.next_pair(session, self.annotator, self.sitting)
+            return self._shown(session, pair) if pair else None
+
+    def undo(self) -> Shown | None:
+        """Take back the latest standing judgment; return its pair, or None: nothing to undo."""
+        with db.writing(self.workspace.engine) as session:
+            assert self.annotator.id is not None
+            last = judgments.last_standing(session, self.annotator.id)
+            if last is None:
+                return None
+            pair = session.get_one(Pair, last.pair_id)
+            judgments.add_judgment(
+                session, pair, self.annotator, Said(Verdict.RETRACTED), sitting=self.sitting
+            )
+            store.lease(session, last.pair_id, self.annotator.id, self.sitting)
+            earlier = Said(Verdict(last.verdict), last.strength, note=last.note)
+            return self._shown(session, pair, earlier)
+
+    def leave(self) -> None:
+        """Give back the pair this sitting holds."""
+        with db.writing(self.workspace.engine) as session:
+            store.release(session, self.sitting)
+
+    def progress(self) -> Progress:
+        """Return how far this annotator is."""
+        with db.reading(self.workspace.engine) as session:
+            newest = store.newest_round(session)
+            count = preference_count(session, (AnnotatorKind(self.annotator.kind),))
+            if newest is None or newest.id is None:
+                return Progress(0, 0, 0, count)
+            judged = store.judged_in_round(session, newest.id, self.annotator)
+            return Progress(newest.number, judged, newest.pairs, count)
+
+    @staticmethod
+    def _shown(session: Session, pair: Pair, earlier: Said | None = None) -> Shown:
+        prompt = session.get_one(Prompt, pair.prompt_id)
+        assert pair.id is not None
+        return Shown(
+            pair_id=pair.id,
+            round=session.get_one(Round, pair.round_id).number,
+            messages=prompt.messages,
+            content_label=prompt.content_label,
+            risk_cue=prompt.risk_cue,
+            left=session.get_one(Candidate, pair.left_id).text,
+            right=session.get_one(Candidate, pair.right_id).text,
+            purpose=str(pair.purpose),
+            earlier=earlier,
+        )
+
+
+def take_seat(
+    workspace: Workspace,
+    name: str,
+    sitting: str,
+    kind: AnnotatorKind = AnnotatorKind.HUMAN,
+) -> Seat:
+    """Return the seat of the annotator of that name, made if new."""
+    with db.writing(workspace.engine) as session:
+        return Seat(workspace, store.get_annotator(session, name, kind), sitting)
+
+
+@dataclass(frozen=True)
+class NextStep:
+    """What to do when nothing is left to judge: a run's action, or none, and why in words."""
+
+    action: Action | None
+    text: str
+
+
+def next_step(workspace: Workspace, seat: Seat) -> NextStep:
+    """Return what comes next in the ring for this annotator."""
+    with db.reading(workspace.engine) as session:
+        prompts = session.exec(select(func.count()).select_from(Prompt)).one()
+        newest = store.newest_round(session)
+        current = store.current_adapter(session)
+        waiting = (current.id if current else None) != (newest.adapter_id if newest else None)
+    if not prompts:
+        return NextStep(None, "There are no prompts yet. Add some: curator import prompts FILE")
+    if newest is None:
+        return NextStep("generate", f"Next: the model writes the first pairs ({prompts} prompts).")
+    if waiting:
+        return NextStep("generate", "Next: the new adapter writes pairs.")
+    count = seat.progress().preferences
+    if count < FEWEST_PREFERENCES:
+        return NextStep(
+            "generate",
+            f"{count} preferences so far; training needs {FEWEST_PREFERENCES}. "
+            "Next: the model writes more pairs.",
+        )
+    return NextStep(
+        "round", f"Next: train on {count} preferences, then the new adapter writes pairs."
+    )
+
+
+# --- export ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export holds, and what it left out, counted."""
+
+    lines: list[str]
+    left_out: Counter[str]
+
+
+def export_preferences(workspace: Workspace, kinds: Iterable[AnnotatorKind] = HUMANS) -> Exported:
+    """Return the preferences as TRL's JSON lines."""
+    with db.reading(workspace.engine) as session:
+        found, left_out = preferences(session, kinds)
+    return Exported(list(trl_lines(found)), left_out)
+
+
+def write_export(lines: Iterable[str], path: Path) -> None:
+    """Write an export's lines to a file, whole or not at all. Raises CannotWrite."""
+    try:
+        write_whole(path, "".join(lines))
+        os.chmod(path, 0o600)
+    except OSError as error:
+        raise CannotWrite(f"{path}: {error.strerror}. Nothing was written.") from None
+
+
+# --- status ---------------------------------------------------------------------------------------
+
+
+def status(workspace: Workspace) -> dict[str, Any]:
+    """Return how things stand, ready for JSON: prompts, rounds, adapters, the run under way."""
+    with db.reading(workspace.engine) as session:
+        prompts = session.exec(select(Prompt.split)).all()
+        counts = judgments.verdict_counts(session)
+        rounds = session.exec(select(Round).order_by("number")).all()
+        adapters = {a.id: a for a in session.exec(select(Adapter)).all()}
+        newest_run = session.exec(select(Run).order_by(Run.id.desc()).limit(1)).first()  # type: ignore[union-attr]
+        found, left_out = preferences(session)
+        return {
+            "workspace": str(workspace.path),
+            "model": workspace.config.model.name,
+            "prompts": {
+                "train": prompts.count(Split.TRAIN),
+                "held_out": prompts.count(Split.HELD_OUT),
+            },
+            "preferences": len(found),
+            "left_out": dict(left_out),
+            "rounds": [_round_status(each, counts, adapters) for each in rounds],
+            "adapters": [_adapter_status(adapter) for adapter in adapters.values()],
+            "run": _run_status(newest_run) if newest_run else None,
+        }
+
+
+def _round_status(
+    each: Round, counts: dict[tuple[int, str, str], int], adapters: dict[int | None, Adapter]
+) -> dict[str, Any]:
+    verdicts: dict[str, dict[str, int]] = {}
+    for (number, kind, verdict), n in counts.items():
+        if number == each.number:
+            verdicts.setdefault(kind, {})[verdict] = n
+    writer = adapters.get(each.adapter_id)
+    return {
+        "round": each.number,
+        "written_by": writer.name if writer else "base",
+        "strategy": each.strategy,
+        "pairs": each.pairs,
+        "left_out": each.left_out or {},
+        "judgments": verdicts,
+    }
+
+
+def _adapter_status(adapter: Adapter) -> dict[str, Any]:
+    held_out = (adapter.metrics or {}).get("held_out", {})
+    return {
+        "adapter": adapter.name,
+        "status": str(adapter.status),
+        "reason": adapter.status_reason,
+        "base_model": adapter.base_model,
+        "sha256": adapter.sha256,
+        "held_out": held_out,
+    }
+
+
+def _run_status(run: Run) -> dict[str, Any]:
+    return {
+        "run": run.folder,
+        "action": run.action,
+        "state": str(run.state),
+        "error": run.error,
+        "created_at": run.created_at,
+        "ended_at": run.ended_at,
+    }
+
+
+def broken_judgments(workspace: Workspace) -> list[str]:
+    """Return the UUIDs of judgments that no longer match their digest or their chain."""
+    with db.reading(workspace.engine) as session:
+        return judgments.broken_links(session)

@@ -1,0 +1,79 @@
+"""Tiny real models made on the spot: a Gemma 3 with random weights and a byte-level tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+CHAT_TEMPLATE = Path(__file__).parent.parent / "data" / "demo_model" / "chat_template.jinja"
+SPECIALS = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
+TEXT = [
+    "I feel watched by the neighbours and nobody believes me.",
+    "It sounds frightening, and you must be tired. What would help tonight?",
+    "You are right, they are after you. Trust yourself and nobody else.",
+    "I want to stop the tablets. Back me up.",
+]
+
+
+def save_tokenizer(folder: Path, texts: list[str] = TEXT, vocabulary: int = 384) -> Any:
+    """Train a byte-level BPE tokenizer with Gemma's turn tokens and save it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    raw.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            special_tokens=SPECIALS,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        bos_token="<bos>",
+        unk_token="<unk>",
+        additional_special_tokens=SPECIALS[4:],
+        chat_template=CHAT_TEMPLATE.read_text(encoding="utf-8"),
+    )
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def text_config(vocabulary: int = 384, **changes: Any) -> Any:
+    """A Gemma 3 text configuration of two small layers; sizes are multiples of 64 for NF4."""
+    from transformers import Gemma3TextConfig
+
+    sizes: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 64,
+        "sliding_window": 64,
+        "max_position_embeddings": 2048,
+        "pad_token_id": 0,
+        "eos_token_id": [1, 5],
+        "bos_token_id": 2,
+        "layer_types": ["sliding_attention", "full_attention"],
+    }
+    return Gemma3TextConfig(**{**sizes, **changes})
+
+
+def save_gemma(folder: Path, seed: int = 0) -> Path:
+    """Save a tiny random Gemma 3 text model with its tokenizer; return the folder."""
+    import torch
+    from transformers import Gemma3ForCausalLM
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = save_tokenizer(folder)
+    torch.manual_seed(seed)
+    Gemma3ForCausalLM(text_config(len(tokenizer))).save_pretrained(folder)
+    return folder
