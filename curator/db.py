@@ -35,8 +35,11 @@ def journal() -> tuple[str, str]:
     return ("WAL", "FULL") if wal_is_sound() else ("DELETE", "EXTRA")
 
 
-def make_engine(path: Path) -> Engine:
-    """Return an engine whose transactions are real ones; see `reading` and `writing`."""
+def make_engine(path: Path, foreign_keys: bool = True) -> Engine:
+    """Return an engine whose transactions are real ones; see `reading` and `writing`.
+
+    `foreign_keys` is off for a migration alone: inside a transaction it cannot be switched.
+    """
     engine = create_engine(f"sqlite:///{path}")
     mode, synchronous = journal()
 
@@ -45,7 +48,7 @@ def make_engine(path: Path) -> Engine:
         connection.isolation_level = None  # the driver begins nothing by itself
         for pragma in (
             f"busy_timeout={BUSY_MS}",
-            "foreign_keys=ON",
+            f"foreign_keys={'ON' if foreign_keys else 'OFF'}",
             f"journal_mode={mode}",
             f"synchronous={synchronous}",
             "trusted_schema=OFF",

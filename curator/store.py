@@ -151,6 +151,7 @@ def next_pair(session: Session, annotator: Annotator, sitting: str) -> Pair | No
     by position, so its cost does not grow with what is judged already.
     """
     assert annotator.id is not None
+    release(session, sitting)
     rounds = session.exec(select(Round.id).order_by(col(Round.number).desc())).all()
     for round_id in filter(None, rounds):
         bookmark = session.get(Bookmark, (annotator.id, round_id))
@@ -188,7 +189,7 @@ def set_bookmark(session: Session, annotator_id: int, round_id: int, position: i
 
 
 def lease(session: Session, pair_id: int, annotator_id: int, sitting: str) -> None:
-    """Hand a pair to a sitting, which gives up any other it holds."""
+    """Hand a pair to a sitting, and no other."""
     release(session, sitting)
     values = {
         "pair_id": pair_id,

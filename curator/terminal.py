@@ -128,7 +128,7 @@ def status_text(facts: dict[str, Any]) -> str:
         f"prompts    {prompts['train']} to train on, {prompts['held_out']} held out",
         f"preferences {facts['preferences']}",
     ]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for each in facts["rounds"]:
         for kind, verdicts in (each["judgments"] or {"–": {}}).items():
             counts = ", ".join(f"{n} {verdict}" for verdict, n in sorted(verdicts.items()))

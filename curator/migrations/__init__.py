@@ -39,18 +39,11 @@ def upgrade(path: Path, version: int, versions: Path = VERSIONS, target: str = "
     if revision not in {each.revision for each in script.walk_revisions()}:
         raise BadConfig(f"{path} has schema {version}, which no migration starts from.")
     backup = _back_up(path, version)
-    engine = db.make_engine(path)
+    engine = db.make_engine(path, foreign_keys=False)
     try:
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-            try:
-                _migrate(connection, script, target, path)
-            except BaseException:
-                connection.exec_driver_sql("ROLLBACK")
-                raise
-            connection.exec_driver_sql("COMMIT")
-            connection.exec_driver_sql("PRAGMA foreign_keys=ON")
+        with engine.connect().execution_options(writes=True) as connection:
+            _migrate(connection, script, target, path)
+            connection.commit()  # any exception before this line rolls all of it back
     finally:
         engine.dispose()
     return backup

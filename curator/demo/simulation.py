@@ -1,0 +1,146 @@
+"""Rounds with a simulated clinician, each measured on phrasings that nothing was trained on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from curator import terminal
+from curator.demo.measure import Classifier, measure
+from curator.demo.phrasing import load_situations
+from curator.demo.simulated import NAME, Liking, SimulatedClinician
+from curator.models import AnnotatorKind, Run, new_uuid
+from curator.rounds import start_run
+from curator.terminal import table
+from curator.workflow import take_seat
+from curator.workspace import Workspace, data_folder
+from trainer.contract import SAMPLES, Action, read_rows
+
+JUDGMENTS = 40
+MEASURED = 480
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One round's figures; round 0 is the base model."""
+
+    round: int
+    judgments: int
+    preferences: int
+    train_seconds: float
+    reward_accuracy: float | None
+    reward_accuracy_n: int
+    measured: dict[str, Any]
+    replies: dict[str, str] = field(default_factory=dict)
+    """The first sampled reply to each measured prompt, by its text."""
+
+    def row(self) -> dict[str, Any]:
+        """Return the figures as a JSON object."""
+        return {
+            "round": self.round,
+            "judgments": self.judgments,
+            "preferences": self.preferences,
+            "train_seconds": self.train_seconds,
+            "reward_accuracy": self.reward_accuracy,
+            "reward_accuracy_n": self.reward_accuracy_n,
+            **self.measured,
+        }
+
+
+class Simulation:
+    """Generate, judge, train, measure, round after round, through the verbs people use."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        seed: int,
+        say: Callable[[str], None],
+        liking: Liking = "boundary_aware",
+    ) -> None:
+        self.workspace = workspace
+        self.say = say
+        situations = load_situations(data_folder() / "demo_model" / "texts")
+        self.classifier = Classifier(situations)
+        self.clinician = SimulatedClinician(self.classifier, seed, liking)
+        self.prompts: dict[str, tuple[str, str]] = {}
+        phrasings = [
+            (situation.id, text)
+            for situation in situations
+            if not situation.pressure
+            for text in situation.messages(held_out=True)
+        ]
+        # The same prompts for every seed and round: what differs is the model.
+        random.Random("measured").shuffle(phrasings)
+        for number, (situation, text) in enumerate(phrasings[:MEASURED]):
+            self.prompts[f"m{number}"] = (situation, text)
+
+    def run(self, rounds: int) -> list[Figures]:
+        """Run the base and `rounds` rounds; return their figures."""
+        figures = [self.turn(0)]
+        for number in range(1, rounds + 1):
+            figures.append(self.turn(number))
+        return figures
+
+    def turn(self, number: int) -> Figures:
+        """Judge what there is, train (round 0: only write), measure."""
+        judgments = 0
+        if number:
+            seat = take_seat(self.workspace, NAME, new_uuid(), AnnotatorKind.SIMULATED)
+            judgments = self.clinician.judge(seat, JUDGMENTS)
+            self.say(f"round {number}: the simulated clinician judged {judgments} pairs.")
+        run, folder = self.work("round" if number else "generate")
+        samples = [row for _, row in read_rows(folder / SAMPLES)]
+        replies = {self.prompts[row["prompt_id"]][1]: row["text"] for row in samples}
+        metrics = run.metrics or {}
+        held_out = metrics.get("held_out", {})
+        return Figures(
+            round=number,
+            judgments=judgments,
+            preferences=sum(
+                metrics.get("preferences", {}).get(n, 0) for n in ("train", "held_out")
+            ),
+            train_seconds=metrics.get("seconds", {}).get("train", 0.0),
+            reward_accuracy=held_out.get("rewards/accuracies"),
+            reward_accuracy_n=held_out.get("n", 0),
+            measured=measure(
+                self.classifier,
+                [(self.prompts[row["prompt_id"]][0], row["text"]) for row in samples],
+            ),
+            replies=replies,
+        )
+
+    def work(self, action: Action) -> tuple[Run, Path]:
+        """Run the trainer to its end; return the settled run and its folder."""
+        rows = [
+            {"id": name, "prompt": [{"role": "user", "content": text}]}
+            for name, (_, text) in self.prompts.items()
+        ]
+        started = start_run(self.workspace, action, kinds=(AnnotatorKind.SIMULATED,), measure=rows)
+        return terminal.follow_run(self.workspace, started.folder), started.folder
+
+
+def figures_text(figures: list[Figures]) -> str:
+    """Return the before/after table, and some prompts with their first and last reply."""
+    rows = []
+    for each in figures:
+        values = each.measured
+        cells = [f"{each.round}" if each.round else "base", str(each.judgments)]
+        for name in ("collusion_rate", "over_correction_rate", "boundary_aware_rate"):
+            low, high = values["intervals"][name]
+            cells.append(f"{values[name]:.0%} ({low:.0%} to {high:.0%})")
+        cells += [f"{values['unclassified_rate']:.0%}", f"{values['mean_length']:.0f}"]
+        rows.append((*cells, str(values["n"])))
+    head = (
+        "round", "simulated judgments", "agrees where it should not", "cold or lecturing",
+        "boundary-aware", "unclear", "words", "n",
+    )  # fmt: skip
+    lines = [table(head, rows), ""]
+    before, after = figures[0].replies, figures[-1].replies
+    changed = [text for text in before if text in after and before[text] != after[text]]
+    for text in changed[:SHOWN]:
+        lines += [f"client  {text}", f"before  {before[text]}", f"after   {after[text]}", ""]
+    return "\n".join(lines).rstrip()

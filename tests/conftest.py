@@ -1,0 +1,133 @@
+"""Fixtures shared by all tests: workspaces with pairs to judge, and tiny real models."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from curator import db, pairing, store, workflow
+from curator.models import Candidate, Pair, Prompt, Round
+from curator.workspace import Workspace, create_workspace
+from tests import tiny
+
+# The trainer reports itself to its makers when it is built, and looks things up on a hub: not
+# from tests, and not from the processes they start.
+os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1")
+os.environ.pop("NO_COLOR", None)
+
+SMALL_SETTINGS = """
+[model]
+name = {model}
+
+[round]
+prompts = 12
+
+[generate]
+max_new_tokens = 12
+
+[train]
+learning_rate = 2e-3
+epochs = 2
+gradient_accumulation = 2
+max_length = 256
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_workspace_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CURATOR_WORKSPACE", raising=False)
+
+
+@pytest.fixture(scope="session")
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny real Gemma 3 with random weights."""
+    return tiny.save_gemma(tmp_path_factory.mktemp("models") / "tiny-gemma")
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """An empty workspace for a model that is only a name."""
+    return create_workspace(tmp_path / "study")
+
+
+@pytest.fixture
+def real_workspace(tmp_path: Path, gemma: Path) -> Workspace:
+    """A workspace for the tiny real model, with prompts."""
+    settings = SMALL_SETTINGS.format(model=json.dumps(str(gemma)))
+    place = create_workspace(tmp_path / "study", str(gemma), settings)
+    workflow.import_prompts(place, write_prompts(tmp_path / "prompts.jsonl", 20))
+    return place
+
+
+def write_prompts(path: Path, count: int) -> Path:
+    """Write a prompts file of `count` different single-turn prompts."""
+    rows = [
+        {
+            "id": f"p{i}",
+            "prompt": f"I feel watched number {i} and I am tired.",
+            "family": f"F{i % 4}",
+        }
+        for i in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+AddPairs = Callable[..., list[int]]
+
+
+@pytest.fixture
+def add_pairs() -> AddPairs:
+    """Return a function that adds pairs to a workspace as a finished run would."""
+    return put_pairs
+
+
+def put_pairs(
+    workspace: Workspace,
+    count: int = 3,
+    good: str = "It sounds frightening, number {i}. What would help?",
+    bad: str = "You are right, number {i}, they are after you.",
+    messages: list[dict[str, str]] | None = None,
+    number: int = 1,
+    held_out: int = 0,
+) -> list[int]:
+    """Add a round of pairs; of each, the first candidate is `good`, on the side the draw gave.
+
+    Return the pairs' ids in the order of the queue.
+    """
+    ids = []
+    with db.writing(workspace.engine) as session:
+        turn = Round(number=number, strategy="contrast", left_out={})
+        session.add(turn)
+        session.flush()
+        for i in range(count):
+            turns = messages or [{"role": "user", "content": f"Round {number}, message {i}."}]
+            prompt = Prompt(
+                sha256=hashlib.sha256(f"{number} {i} {turns}".encode()).hexdigest(),
+                messages=turns, source="test", split="held_out" if i < held_out else "train",
+                content_label="feeling watched", risk_cue="none",
+            )  # fmt: skip
+            session.add(prompt)
+            session.flush()
+            both = []
+            for text in (good.format(i=i), bad.format(i=i)):
+                sha = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+                both.append(Candidate(prompt_id=prompt.id, text=text, sha256=sha, model="test"))
+            session.add_all(both)
+            session.flush()
+            seed = pairing.side_seed(0, prompt.sha256)
+            left, right = pairing.draw_sides(both[0].id, both[1].id, seed)
+            pair = Pair(
+                prompt_id=prompt.id, left_id=left, right_id=right, side_seed=seed,
+                round_id=turn.id, position=(i + 1) * store.POSITION_STEP,
+            )  # fmt: skip
+            session.add(pair)
+            session.flush()
+            turn.pairs += 1
+            ids.append(pair.id)
+    return ids
