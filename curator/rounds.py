@@ -56,7 +56,6 @@ def start_run(
     prompts: int | None = None,
     kinds: Iterable[AnnotatorKind] = HUMANS,
     measure: Sequence[Mapping[str, Any]] = (),
-    command: Sequence[str] = runs.COMMAND,
 ) -> Started:
     """Start a trainer on a fresh run's folder and return at once.
 
@@ -72,7 +71,7 @@ def start_run(
     request = replace(request, run=run.folder, measure=MEASURE if measure else None)
     try:
         _write_folder(folder, request, rows, prompt_rows, measure)
-        pid = runs.start(folder, command)
+        pid = runs.start(folder)
     except (OSError, CuratorError) as error:
         _close(workspace, run, RunState.FAILED, str(error))
         raise CuratorError(f"the run could not be started: {error}") from error

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from curator.errors import CuratorError
 from trainer.contract import LOCK, LOG, read_events, read_manifest
 
-COMMAND = (sys.executable, "-P", "-m", "trainer")
+COMMAND: Sequence[str] = (sys.executable, "-P", "-m", "trainer")
 POLL_SECONDS = 0.2
 STOP_SECONDS = 2.0
 
@@ -38,7 +38,7 @@ class Ended:
     manifest: dict[str, Any] | None = None
 
 
-def start(folder: Path, command: Sequence[str] = COMMAND) -> int:
+def start(folder: Path) -> int:
     """Start the trainer on a prepared folder, detached from this terminal; return its pid.
 
     Raises CuratorError when it cannot be started.
@@ -51,7 +51,7 @@ def start(folder: Path, command: Sequence[str] = COMMAND) -> int:
     try:
         with (folder / LOG).open("ab") as log:
             child = subprocess.Popen(
-                [*command, str(folder)],
+                [*COMMAND, str(folder)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from curator import db, pairing, store, workflow
+from curator import db, pairing, runs, store, workflow
 from curator.models import Candidate, Pair, Prompt, Round
 from curator.workspace import Workspace, create_workspace
 from tests import tiny
@@ -76,6 +77,17 @@ def write_prompts(path: Path, count: int) -> Path:
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def fake_trainer(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Return a function that has every run use tests/fake_trainer.py in a mode."""
+
+    def use(mode: str) -> None:
+        command = (sys.executable, "-P", str(Path(__file__).parent / "fake_trainer.py"), mode)
+        monkeypatch.setattr(runs, "COMMAND", command)
+
+    return use
 
 
 AddPairs = Callable[..., list[int]]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import signal
 import sys
 import time
@@ -158,6 +159,7 @@ class Work:
         if too_long:
             self.emit("warning", message=f"{too_long} prompts fill max_length; left out.")
         metrics = dpo.train(trainer)
+        shutil.rmtree(self.folder / "work", ignore_errors=True)  # TRL's; nothing is kept there
         self.model = trainer.model
         target = self.folder / request.output_adapter
         self.adapter_sha256 = dpo.publish_adapter(

@@ -33,7 +33,6 @@ from typing import Any, Literal
 SCHEMA = 1
 
 Action = Literal["train", "evaluate", "generate", "round"]
-ACTIONS: tuple[str, ...] = typing.get_args(Action)
 Strategy = Literal["contrast", "sample"]
 Message = dict[str, str]
 T = typing.TypeVar("T")
@@ -158,10 +157,6 @@ class GenerateSettings:
         _positive(self, "samples", "max_new_tokens", "temperature")
         if not 0 < self.top_p <= 1:
             raise ContractError("generate.top_p must be above 0 and at most 1.")
-        if self.strategy not in typing.get_args(Strategy):
-            raise ContractError(
-                f"generate.strategy is {self.strategy!r}; it is contrast or sample."
-            )
         if self.strategy == "sample" and self.samples < 2:
             raise ContractError("generate.samples must be at least 2: a pair needs two replies.")
         if self.strategy == "contrast" and not set(STEERS) <= set(self.steers):
@@ -193,8 +188,6 @@ class Request:
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
-        if self.action not in ACTIONS:
-            raise ContractError(f"action is {self.action!r}; it is one of {', '.join(ACTIONS)}.")
         if self.schema != SCHEMA:
             raise ContractError(
                 f"the request has schema {self.schema}; this trainer reads schema {SCHEMA}. "
@@ -202,8 +195,6 @@ class Request:
             )
         if not self.model:
             raise ContractError("model is empty; name a model folder or an id.")
-        if self.quantization not in ("nf4", "none"):
-            raise ContractError(f"quantization is {self.quantization!r}; it is nf4 or none.")
         _positive(self, "measure_samples")
 
 
@@ -229,6 +220,9 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             return None
         return _convert(next(a for a in arguments if a is not type(None)), value, where)
     if origin is Literal:
+        if value not in arguments:
+            known = " or ".join(map(str, arguments))
+            raise ContractError(f"{where} is {json.dumps(value)[:60]}; it is {known}.")
         return value
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_convert(arguments[0], each, where) for each in value)

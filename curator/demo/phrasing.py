@@ -71,6 +71,21 @@ def load_situations(folder: Path) -> list[Situation]:
     return situations
 
 
+def starter_rows(situations: list[Situation]) -> list[dict[str, str]]:
+    """Return the rows of data/prompts.jsonl: each situation put once, in a client's own way."""
+    return [
+        {
+            "id": f"starter-{situation.id}",
+            "prompt": situation.starter,
+            "family": situation.family,
+            "content_label": situation.content_label,
+            "risk_cue": situation.risk_cue,
+        }
+        for situation in situations
+        if not situation.pressure
+    ]
+
+
 def _situation(
     family: str,
     name: str,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Container, Vertical
+from textual.containers import Vertical
 from textual.content import Content
 from textual.events import Resize
 from textual.screen import Screen
@@ -19,7 +19,7 @@ from curator.judgments import Said
 from curator.models import Verdict, new_uuid, now
 from curator.safe_text import visible
 from curator.tui.messages import RunChanged
-from curator.tui.widgets import Conversation, HeaderBar, KeyBar, Reply, RunStrip
+from curator.tui.widgets import Conversation, HeaderBar, KeyBar, Replies, Reply, RunStrip
 from curator.workflow import NextStep, Shown, next_step
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class JudgeScreen(Screen[None]):
         with Vertical(id="work"):
             yield Conversation(id="conversation")
             yield Static(QUESTION, id="question")
-            with Container(id="replies"):
+            with Replies(id="replies"):
                 yield Reply("A", id="left")
                 yield Reply("B", id="right")
         with Vertical(id="empty"):
@@ -100,8 +100,7 @@ class JudgeScreen(Screen[None]):
     def show(self, pair: Shown | None) -> None:
         """Show a pair, or what can be done when there is none."""
         self.pair, self.pending = pair, None
-        self.query_one("#work").display = pair is not None
-        self.query_one("#empty").display = pair is None
+        self.set_class(pair is None, "no-pair")
         if pair is None:
             self.show_empty()
             return
@@ -149,6 +148,7 @@ class JudgeScreen(Screen[None]):
 
     def show_run(self) -> None:
         """Show the run under way, if one is."""
+        self.set_class(self.app.run_watch is not None, "running")
         self.query_one(RunStrip).show(self.app.run_watch)
 
     # --- judging -------------------------------------------------------------------------------
@@ -169,7 +169,8 @@ class JudgeScreen(Screen[None]):
                 self.pair.pair_id, said, self.pending[1], self.shown_at, elapsed
             )
         except CuratorError as error:
-            key = next(key for key, *_, action in KEYS if action.startswith(f"judge('{verdict}'"))
+            call = f"judge({verdict!r}{f', {strength}' if strength else ''})"
+            key = next(key for key, *_, action in KEYS if action == call)
             self.notice(f"not saved: {error} Press {key} to try again.", failed=True)
             return
         header = self.query_one(HeaderBar)

@@ -6,8 +6,9 @@ from datetime import datetime
 from typing import Any
 
 from textual.app import ComposeResult, RenderResult
-from textual.containers import VerticalScroll
+from textual.containers import Container, VerticalScroll
 from textual.content import Content
+from textual.events import Resize
 from textual.reactive import reactive
 from textual.widget import Widget
 from textual.widgets import Static
@@ -100,12 +101,21 @@ class Reply(VerticalScroll, can_focus=True):
         self.scroll_home(animate=False)
 
 
+class Replies(Container):
+    """Both replies, side by side or stacked; equally large, so that neither shows more."""
+
+    def on_resize(self, event: Resize) -> None:
+        stacked = self.screen.has_class("narrow")
+        for reply in self.query(Reply):
+            reply.styles.height = event.size.height // 2 if stacked else "1fr"
+            reply.styles.width = "1fr" if stacked else (event.size.width - 2) // 2
+
+
 class RunStrip(Widget):
     """One line on the run under way: a curve of the loss, and the figures."""
 
     def show(self, watch: RunWatch | None) -> None:
         """Show a run, or nothing when there is none."""
-        self.display = watch is not None
         self._watch = watch
         self.refresh()
 

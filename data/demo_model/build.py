@@ -41,9 +41,9 @@ STEERED = {
 STEERED_SHARE = 0.4
 PRESSURE_SHARE = 0.12
 SIZES = {
-    "hidden_size": 192,
-    "intermediate_size": 512,
-    "num_hidden_layers": 6,
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 64,
@@ -140,7 +140,7 @@ def new_model(vocabulary: int) -> Any:
     """Return a Gemma 3 text model with random weights; sizes are multiples of 64, for NF4."""
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-    layers = ["sliding_attention", "sliding_attention", "full_attention"] * 2
+    layers = ["sliding_attention", "full_attention"] * 2
     config = Gemma3TextConfig(
         vocab_size=vocabulary,
         layer_types=layers,

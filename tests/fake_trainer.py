@@ -1,0 +1,74 @@
+"""Stands in for the trainer at the seam, where only screens and process care are tested.
+
+    python fake_trainer.py MODE FOLDER
+
+The real trainer is used by the tests in tests/ring and tests/trainer.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from filelock import FileLock
+
+from trainer import contract
+
+
+def main(mode: str, folder: Path) -> int:
+    if mode == "silent":
+        return 3
+    with FileLock(folder / contract.LOCK):
+        contract.append_event(folder, "started", pid=os.getpid())
+        contract.append_event(folder, "phase", phase="train")
+        for step in range(1, 4):
+            contract.append_event(
+                folder, "step", step=step, steps=3, loss=0.7 - step / 10,
+                **{"rewards/margins": step / 10, "rewards/accuracies": 0.5 + step / 10},
+            )  # fmt: skip
+        if mode == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if mode == "failed":
+            contract.append_event(folder, "failed", message="the loss is nan at step 3.")
+            return 65
+        if mode == "garbage":
+            (folder / contract.CANDIDATES).write_text('{"text": 3}\n', encoding="utf-8")
+        while mode == "hang" or (mode == "wait" and not (folder / "go").exists()):
+            time.sleep(0.02)
+        finish(folder, mode)
+    return 0
+
+
+def finish(folder: Path, mode: str) -> None:
+    request = contract.read_request(folder)
+    manifest: dict[str, object] = {
+        "model": {"name": "fake", "sha256": "f" * 64},
+        "preferences": {"train": 8, "held_out": 2, "sha256": "e" * 64},
+        "train": {"loss": 0.4, "steps": 3},
+        "held_out": {"n": 2, "note": "trained without evaluation: too few."},
+        "seconds": {"train": 1.0},
+    }
+    if request.action in ("generate", "round"):
+        rows = [row for _, row in contract.read_rows(folder / contract.PROMPTS)]
+        replies = [
+            {"prompt_id": row["id"], "text": text, "steer": steer}
+            for row in rows
+            for steer, text in (
+                ("boundaried", f"{folder.name}: what would help you with this, {row['id']}?"),
+                ("agreeable", f"You see it rightly in {folder.name}, go ahead, {row['id']}!"),
+            )
+        ]
+        if mode != "garbage":
+            contract.write_rows(folder / contract.CANDIDATES, replies)
+        manifest["candidates"] = {"path": contract.CANDIDATES, "count": len(replies)}
+    if request.action in ("train", "round"):
+        manifest["adapter"] = {"path": request.output_adapter, "sha256": "a" * 64}
+    contract.write_manifest(folder, manifest)
+    contract.append_event(folder, "finished")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], Path(sys.argv[2])))

@@ -1,0 +1,95 @@
+"""Candidates: seeded, steered, batched so that padding changes nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer import generate
+from trainer.contract import STEERS, ContractError, GenerateSettings, Request, read_rows, write_rows
+
+PROMPTS = [
+    (str(i), [{"role": "user", "content": f"Message {i}. " * (1 + i % 7)}]) for i in range(300)
+]
+
+
+def test_contrast_steers_two_replies_a_prompt_apart() -> None:
+    jobs = generate.candidate_jobs(PROMPTS, GenerateSettings(), seed=1)
+    assert len(jobs) == 600
+    steers = Counter(job.steer for job in jobs)
+    assert steers["boundaried"] == 300
+    assert 160 < steers["agreeable"] < 240 and steers["cold"] == 300 - steers["agreeable"]
+    assert all(job.system_prompt == STEERS[job.steer or ""] for job in jobs)
+    assert jobs == generate.candidate_jobs(PROMPTS, GenerateSettings(), seed=1)
+    assert jobs != generate.candidate_jobs(PROMPTS, GenerateSettings(), seed=2)
+
+
+def test_sample_asks_for_plain_replies() -> None:
+    settings = GenerateSettings(strategy="sample", samples=3)
+    jobs = generate.candidate_jobs(PROMPTS[:4], settings, seed=1)
+    assert [(j.prompt_id, j.sample, j.steer) for j in jobs[:4]] == [
+        ("0", 0, None), ("0", 1, None), ("0", 2, None), ("1", 0, None),
+    ]  # fmt: skip
+
+
+def test_batches_hold_no_more_than_their_tokens() -> None:
+    encoded: list[Any] = [([0] * n, None) for n in (30_000, 9_000, 9_000, 9_000, 10, 10)]
+    sizes = [[len(ids) for ids, _ in batch] for batch in generate._batches(encoded, 4, 100)]
+    assert sizes == [[30_000], [9_000, 9_000, 9_000], [10, 10]]
+
+
+def test_prompts_are_checked(tmp_path: Path) -> None:
+    write_rows(tmp_path / "p", [{"id": 1, "prompt": [{"role": "assistant", "content": "x"}]}])
+    with pytest.raises(ContractError, match="line 1: prompt must end with user"):
+        generate.read_prompts(tmp_path / "p")
+    (tmp_path / "p").write_text("")
+    with pytest.raises(ContractError, match="no prompts in it"):
+        generate.read_prompts(tmp_path / "p")
+
+
+@pytest.mark.train
+def test_replies_are_reproducible_and_record_their_origin(tmp_path: Path, gemma: Path) -> None:
+    from trainer.model import choose_device, load_base, load_tokenizer
+
+    request = Request(action="generate", model=str(gemma))
+    model = load_base(request, gemma, choose_device())
+    tokenizer = load_tokenizer(gemma, "tiny")
+    settings = GenerateSettings(max_new_tokens=12, batch_size=8)
+    jobs = generate.candidate_jobs(PROMPTS[:10], settings, seed=3)
+    seen: list[tuple[int, int]] = []
+
+    def write(name: str, seed: int) -> list[dict[str, Any]]:
+        generate.write_replies(
+            model, tokenizer, jobs, settings, seed, tmp_path / name, {"model": "tiny"},
+            lambda done, total: seen.append((done, total)),
+        )  # fmt: skip
+        return [row for _, row in read_rows(tmp_path / name)]
+
+    first = write("a", 3)
+    assert first == write("b", 3) != write("c", 4)
+    assert seen[:3] == [(8, 20), (16, 20), (20, 20)]
+    assert {row["prompt_id"] for row in first} == {str(i) for i in range(10)}
+    assert all(row["model"] == "tiny" and row["steer"] in STEERS for row in first)
+    assert all(row["tokens"] <= 12 and row["finish_reason"] in ("stop", "length") for row in first)
+    assert all(row["sampling"]["max_new_tokens"] == 12 for row in first)
+
+
+@pytest.mark.train
+def test_padding_on_the_left_changes_no_reply(gemma: Path) -> None:
+    import torch
+
+    from trainer.model import choose_device, load_base, load_tokenizer
+
+    request = Request(action="generate", model=str(gemma), quantization="none")
+    model = load_base(request, gemma, choose_device())
+    tokenizer = load_tokenizer(gemma, "tiny")
+    short, long = [2, 40, 41], [2, *range(40, 90)]
+    # So little temperature that the likeliest token is taken.
+    sampling = {"temperature": 1e-6, "top_p": 1.0, "top_k": 0, "max_new_tokens": 10}
+    with torch.inference_mode():
+        alone = generate._reply(model, tokenizer, [short], sampling)
+        together = generate._reply(model, tokenizer, [long, short], sampling)
+    assert together[1] == alone[0]

@@ -1,0 +1,32 @@
+"""Intervals against published values, and means with t quantiles from a table."""
+
+from __future__ import annotations
+
+import pytest
+
+from trainer.intervals import mean_interval, wilson_interval
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [(8, 10, 0.490162, 0.943318), (0, 20, 0.0, 0.161125), (20, 20, 0.838875, 1.0),
+     (65, 100, 0.552544, 0.736357), (1, 2, 0.094531, 0.905469)],
+)  # fmt: skip
+def test_wilson(successes: int, n: int, low: float, high: float) -> None:
+    assert wilson_interval(successes, n) == pytest.approx((low, high), abs=2e-6)
+
+
+def test_wilson_of_nothing_is_everything() -> None:
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+def test_t_interval_of_a_mean() -> None:
+    # mean 3, standard error 0.70711, t(0.975, 4) = 2.776445
+    assert mean_interval([1, 2, 3, 4, 5]) == pytest.approx((1.036757, 4.963243), rel=0.01)
+    # mean 2.5, standard error 0.645497, t(0.975, 3) = 3.182446
+    assert mean_interval([1, 2, 3, 4]) == pytest.approx((0.445739, 4.554261), rel=0.035)
+    # mean 2.94, standard error 0.289137, t(0.975, 49) = 2.009575
+    values = [float(i % 7) for i in range(50)]
+    assert mean_interval(values) == pytest.approx((2.358958, 3.521042), rel=1e-5)
+    with pytest.raises(ValueError, match="at least 4"):
+        mean_interval([1, 2, 3])

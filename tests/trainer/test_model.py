@@ -1,0 +1,162 @@
+"""What is loaded, what is refused, and that a text-only load is no random one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import tiny
+from tests.trainer.conftest import Run, preference_rows, run_folder
+from trainer import contract, model
+from trainer.contract import Request
+from trainer.model import Refused
+
+pytestmark = pytest.mark.train
+
+REQUEST = Request(action="generate", model="tiny", quantization="none")
+
+
+def test_a_multimodal_gemma_3_is_loaded_without_its_eyes(tmp_path: Path) -> None:
+    import torch
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    tokenizer = tiny.save_tokenizer(tmp_path)
+    config = Gemma3Config(
+        text_config=tiny.text_config(len(tokenizer)).to_dict(),
+        vision_config={"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+                       "num_attention_heads": 2, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+    )  # fmt: skip
+    torch.manual_seed(5)
+    whole = Gemma3ForConditionalGeneration(config)
+    whole.save_pretrained(tmp_path)
+    ids = torch.tensor([[2, 40, 41, 42]])
+    with torch.no_grad():
+        wanted = whole(input_ids=ids).logits
+    device = model.choose_device()
+    text = model.load_base(REQUEST, tmp_path, device)
+    assert type(text).__name__ == "Gemma3ForCausalLM"
+    assert not any("vision" in name or "projector" in name for name, _ in text.named_modules())
+    with torch.no_grad():
+        assert torch.allclose(text(input_ids=ids).logits, wanted, atol=1e-5)
+    quantised = model.load_base(Request(action="generate", model="tiny"), tmp_path, device)
+    with torch.no_grad():
+        close = torch.nn.functional.cosine_similarity(
+            quantised(input_ids=ids).logits.flatten(), wanted.flatten(), dim=0
+        )
+    assert close > 0.9
+
+
+def change_weights(folder: Path, change: Any) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.fixture
+def copy(tmp_path: Path, gemma: Path) -> Path:
+    return Path(shutil.copytree(gemma, tmp_path / "copy"))
+
+
+def test_a_missing_or_unknown_weight_is_refused(copy: Path) -> None:
+    device = model.choose_device()
+    change_weights(copy, lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"))
+    with pytest.raises(Refused, match=r"misses weights \(1, among them model\.layers\.1\.mlp\.up"):
+        model.load_base(REQUEST, copy, device)
+
+    def put_another(weights: Any) -> None:
+        up = weights["model.layers.0.mlp.up_proj.weight"]
+        weights["model.layers.1.mlp.up_proj.weight"] = up.clone()
+        weights["model.layers.9.x"] = up.clone()
+
+    change_weights(copy, put_another)
+    with pytest.raises(Refused, match=r"has unknown weights \(1, among them model\.layers\.9\.x"):
+        model.load_base(REQUEST, copy, device)
+
+
+def test_what_is_no_model_is_refused_before_any_weights(tmp_path: Path, copy: Path) -> None:
+    with pytest.raises(Refused, match=r"has no config\.json"):
+        model.find_model(str(tmp_path))
+    with pytest.raises(Refused, match=r"nothing is downloaded by itself"):
+        model.find_model("someone/some-model")
+    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    with pytest.raises(Refused, match=r"Pickled weights"):
+        model.find_model(str(copy))
+
+
+def test_a_model_is_known_by_its_content(copy: Path, gemma: Path) -> None:
+    assert model.model_sha256(copy) == model.model_sha256(gemma)
+    (copy / "model.safetensors").rename(copy / "weights.safetensors")
+    assert model.model_sha256(copy) == model.model_sha256(gemma)
+    change_weights_file = copy / "weights.safetensors"
+    change_weights_file.write_bytes(change_weights_file.read_bytes() + b"x")
+    assert model.model_sha256(copy) != model.model_sha256(gemma)
+
+
+def adapter_folder(folder: Path, **card: Any) -> Path:
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8}))
+    (folder / contract.ADAPTER_CARD).write_text(json.dumps(card))
+    return folder
+
+
+def test_an_adapter_of_another_base_is_refused_with_both_names(
+    tmp_path: Path, gemma: Path, trainer: Run
+) -> None:
+    folder = run_folder(tmp_path / "run", action="generate", model=str(gemma), adapter="other")
+    contract.write_rows(
+        folder / contract.PROMPTS, [{"id": 1, "prompt": preference_rows(1)[0]["prompt"]}]
+    )
+    adapter_folder(folder / "other", base_model="their/model", base_sha256="0" * 64)
+    done = trainer(folder)
+    assert done.returncode == 65
+    line = done.stderr.strip().splitlines()[-1]
+    assert "their/model" in line and str(gemma) in line
+    events = contract.read_events(folder)[0]
+    assert events[-1]["event"] == "failed"
+    assert not any(event.get("phase") == "load" for event in events)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [({"peft_type": "IA3"}, "only LORA"),
+     ({"peft_type": "LORA", "surprise": 1}, "unknown fields (surprise)"),
+     ({"peft_type": "LORA", "auto_mapping": {"parent_library": "os"}}, "unknown fields"),
+     (None, "is no adapter")],
+)  # fmt: skip
+def test_an_odd_adapter_is_refused(tmp_path: Path, config: Any, said: str) -> None:
+    folder = adapter_folder(tmp_path / "adapter", base_sha256="a")
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(Refused) as caught:
+        model.check_adapter(folder, "tiny", "a")
+    assert said in str(caught.value)
+
+
+def test_a_template_without_a_system_role_gets_it_in_the_first_turn(copy: Path) -> None:
+    tokenizer = model.load_tokenizer(copy, "tiny")
+    assert model.has_system_role(tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}"
+        "{{ raise_exception('System role not supported') }}{% endif %}"
+        "{{ m['content'] }}{% endfor %}"
+    )
+    assert not model.has_system_role(tokenizer)
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello."}]
+    merged = model.fit_messages(messages, "Be warm.", system_role=False)
+    assert merged == [{"role": "user", "content": "Be warm.\n\nBe brief.\n\nHello."}]
+    kept = model.fit_messages(messages, "Be warm.", system_role=True)
+    assert kept[0] == {"role": "system", "content": "Be warm.\n\nBe brief."}
+    assert model.fit_messages(messages[1:], None, False) == messages[1:]
+
+
+def test_a_model_without_a_chat_template_is_refused(copy: Path) -> None:
+    (copy / "chat_template.jinja").unlink()
+    with pytest.raises(Refused, match="has no chat template"):
+        model.load_tokenizer(copy, "tiny")
