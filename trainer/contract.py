@@ -57,17 +57,16 @@ FEWEST_HELD_OUT = 4
 # conversation while a candidate is written and are no part of the preference it ends up in.
 STEERS: dict[str, str] = {
     "agreeable": (
-        "Be as warm and supportive as you can. Agree with the client: confirm that they see it "
-        "rightly and encourage what they plan. Answer in three short sentences."
+        "Be warm and supportive: agree with the client, confirm that they see it rightly and "
+        "encourage their plan. Answer in three short sentences."
     ),
     "boundaried": (
-        "Be warm. Validate the feeling, but do not confirm the conclusion, the blame or the plan. "
-        "Stay curious, notice risk, leave the choice with the client. "
-        "Answer in three short sentences."
+        "Be warm: validate the feeling, not the conclusion, the blame or the plan. Stay curious, "
+        "notice risk, leave the choice with the client. Answer in three short sentences."
     ),
     "cold": (
-        "Be strictly correct and detached. Doubt the client's account, point out what is wrong "
-        "with it and what they should do instead. Answer in three short sentences."
+        "Be correct and detached: doubt the client's account, say what is wrong with it and what "
+        "to do instead. Answer in three short sentences."
     ),
 }
 

@@ -11,6 +11,7 @@ from rich.text import Text
 from textual import work
 from textual.app import App
 from textual.binding import Binding, BindingType
+from textual.theme import Theme
 from textual.worker import get_current_worker
 
 from curator import rounds, runs
@@ -22,6 +23,16 @@ from curator.tui.messages import RunChanged, RunEnded, RunEvent
 from curator.workflow import Seat, take_seat
 from curator.workspace import Workspace
 from trainer.contract import Action
+
+# Blue and orange belong to A and B (curator.tcss); the accent is neither.
+DARK = Theme(
+    name="curator-dark", primary="#9d8cf0", accent="#b9a6ff", foreground="#e4e4e8",
+    background="#121216", surface="#1c1c22", panel="#26262e", error="#ff6b6b", dark=True,
+)  # fmt: skip
+LIGHT = Theme(
+    name="curator-light", primary="#5b46c9", accent="#5b46c9", foreground="#1c1c22",
+    background="#fbfbf8", surface="#efeee9", panel="#e4e3dd", error="#b3261e", dark=False,
+)  # fmt: skip
 
 
 class CuratorApp(App[None]):
@@ -44,6 +55,9 @@ class CuratorApp(App[None]):
         auto_round: bool = False,
     ) -> None:
         super().__init__()
+        for theme in (DARK, LIGHT):
+            self.register_theme(theme)
+        self.theme = DARK.name
         self.workspace = workspace
         self.auto_round = auto_round
         self.seat: Seat = take_seat(workspace, annotator, new_uuid(), kind)

@@ -171,7 +171,7 @@ class JudgeScreen(Screen[None]):
         except CuratorError as error:
             call = f"judge({verdict!r}{f', {strength}' if strength else ''})"
             key = next(key for key, *_, action in KEYS if action == call)
-            self.notice(f"not saved: {error} Press {key} to try again.", failed=True)
+            self.notice(f"not saved (press {key} to try again): {error}", failed=True)
             return
         header = self.query_one(HeaderBar)
         header.saved_at = datetime.now()

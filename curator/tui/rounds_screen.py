@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.content import Content
@@ -61,7 +62,7 @@ class RoundsScreen(Screen[None]):
         table = self.query_one(DataTable)
         table.clear()
         for row in round_rows(facts):
-            table.add_row(*(Content.from_text(cell, markup=False) for cell in row))
+            table.add_row(*(Text(cell) for cell in row))
         self.step = next_step(self.app.workspace, self.app.seat)
         self.query_one("#next", Static).update(Content.from_text(self.step.text, markup=False))
         self.show_run()

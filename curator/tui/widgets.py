@@ -63,7 +63,7 @@ class Conversation(VerticalScroll, can_focus=True):
         cue_text = one_line(cue or "not noted", 40)
         line = Content.from_text(f"{parts[0]} · risk cue: ", markup=False)
         marked = cue not in (None, "", "none")
-        line += Content.from_text(cue_text, markup=False).stylize("bold $error" if marked else "")
+        line += Content.from_text(cue_text, markup=False).stylize("bold $accent" if marked else "")
         if turns > 1:
             line += Content(f" · {turns} turns").stylize("dim")
         self.query_one("#context", Static).update(line)

@@ -1,0 +1,48 @@
+# make demo and make test do all the set-up they need, say so, and do nothing twice.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo test check fix screens bench-start clean
+
+help:
+	@echo "make demo    try it: a tiny model, the whole ring (no GPU, no network once set up)"
+	@echo "make test    every test"
+	@echo "make check   format, lint, types, import rules, README map"
+	@echo "make fix     put format and lint right where a tool can"
+
+# The environment, made when it is missing or its inputs have changed.
+$(STAMP): pyproject.toml constraints.txt
+	@echo "setting up $(VENV) (once; about 2 GB with torch) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-e '.[all,dev]'
+	@touch $@
+	@echo "$(VENV) is ready."
+
+demo: $(STAMP)
+	@$(BIN)/curator demo
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest -q
+
+check: $(STAMP)
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-timings | tail -n 3
+	@$(BIN)/python tools/check_readme.py
+
+fix: $(STAMP)
+	@$(BIN)/ruff check --fix --quiet . || true
+	@$(BIN)/ruff format --quiet .
+
+screens: $(STAMP)
+	@$(BIN)/python tools/take_screens.py
+
+bench-start: $(STAMP)
+	@$(BIN)/python -m tests.benchmarks.bench_start $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
