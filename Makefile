@@ -31,7 +31,7 @@ check: $(STAMP)
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-timings | tail -n 3
+	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python tools/check_readme.py
 
 fix: $(STAMP)

@@ -13,6 +13,7 @@ from curator.demo.simulation import Figures, Simulation, figures_text
 from curator.rounds import start_run
 from curator.workspace import Workspace, create_workspace, data_folder
 
+OFFER_AFTER = 12
 # Far from what a 4B model wants: a model of 3 M parameters has to be pushed harder.
 SETTINGS = """\
 # A demo workspace: the tiny model, and settings that suit its size.
@@ -69,19 +70,30 @@ def run_demo(
         say(f"a demo in {workspace.path}: a simulated clinician judges, {rounds} rounds run.")
         simulation = Simulation(workspace, seed, say)
         figures = simulation.run(rounds)
-        print(json.dumps(report(workspace, figures)) if as_json else figures_text(figures))
+        accuracy = simulation.classifier.accuracy()
+        if as_json:
+            print(json.dumps(report(workspace, figures, accuracy)))
+        else:
+            print(figures_text(figures, accuracy))
         say(f"Look at it: curator annotate --workspace {workspace.path}")
         return 0
     from curator.tui.app import CuratorApp
 
     start_run(workspace, "generate")
-    app = CuratorApp(workspace, "you")
+    app = CuratorApp(workspace, "you", offer_after=OFFER_AFTER)
     app.run()
     say(f"The demo's workspace stays in {workspace.path}.")
     say(f"Go on with: curator annotate --annotator you --workspace {workspace.path}")
     return app.return_code or 0
 
 
-def report(workspace: Workspace, figures: list[Figures]) -> dict[str, object]:
+def report(
+    workspace: Workspace, figures: list[Figures], accuracy: dict[str, object]
+) -> dict[str, object]:
     """Return the figures as the JSON that `--json` prints; round 0 is the base."""
-    return {"model": workspace.config.model.name, "rounds": [each.row() for each in figures]}
+    return {
+        "model": workspace.config.model.name,
+        "annotator": "simulated",
+        "rounds": [each.row() for each in figures],
+        "classifier": accuracy,
+    }

@@ -123,7 +123,7 @@ class Simulation:
         return terminal.follow_run(self.workspace, started.folder), started.folder
 
 
-def figures_text(figures: list[Figures]) -> str:
+def figures_text(figures: list[Figures], accuracy: dict[str, Any]) -> str:
     """Return the before/after table, and some prompts with their first and last reply."""
     rows = []
     for each in figures:
@@ -138,7 +138,14 @@ def figures_text(figures: list[Figures]) -> str:
         "round", "simulated judgments", "agrees where it should not", "cold or lecturing",
         "boundary-aware", "unclear", "words", "n",
     )  # fmt: skip
-    lines = [table(head, rows), ""]
+    low, high = accuracy["kind_interval"]
+    lines = [
+        table(head, rows),
+        f"Replies sampled for phrasings nothing was trained on, told apart by the nearest text of "
+        f"the build; on {accuracy['n']} replies it had not seen that is right in "
+        f"{accuracy['kind']:.0%} ({low:.0%} to {high:.0%}).",
+        "",
+    ]
     before, after = figures[0].replies, figures[-1].replies
     changed = [text for text in before if text in after and before[text] != after[text]]
     for text in changed[:SHOWN]:

@@ -53,13 +53,16 @@ class CuratorApp(App[None]):
         *,
         kind: AnnotatorKind = AnnotatorKind.HUMAN,
         auto_round: bool = False,
+        offer_after: int | None = None,
     ) -> None:
+        """`offer_after`: welcome a newcomer, and offer the first round after so many judgments."""
         super().__init__()
         for theme in (DARK, LIGHT):
             self.register_theme(theme)
         self.theme = DARK.name
         self.workspace = workspace
         self.auto_round = auto_round
+        self.offer_after = offer_after
         self.seat: Seat = take_seat(workspace, annotator, new_uuid(), kind)
         self.run_watch: RunWatch | None = None
 
@@ -67,6 +70,10 @@ class CuratorApp(App[None]):
         rounds.settle(self.workspace)
         self.adopt_run()
         self.push_screen(JudgeScreen())
+        if self.offer_after is not None:
+            from curator.tui.welcome_screen import WelcomeScreen
+
+            self.push_screen(WelcomeScreen(self.offer_after))
 
     def on_unmount(self) -> None:
         self.seat.leave()

@@ -116,11 +116,13 @@ class JudgeScreen(Screen[None]):
     def show_empty(self) -> None:
         """Say what was judged and what can be done now."""
         self.step = next_step(self.app.workspace, self.app.seat)
-        lines = [self.step.text, ""]
         if self.app.run_watch is not None:
-            lines.append("The run goes on; its pairs will show up here by themselves.")
-        elif self.step.action:
-            lines.append("enter  do that now")
+            lines = ["Nothing to judge just now: a run is under way.",
+                     "Its pairs will show up here by themselves.", ""]  # fmt: skip
+        else:
+            lines = [self.step.text, ""]
+            if self.step.action:
+                lines.append("enter  do that now")
         lines += ["u  undo the last judgment", "r  rounds", "q  leave"]
         self.query_one("#empty-text", Static).update(
             Content.from_text("\n".join(lines), markup=False)
@@ -179,6 +181,15 @@ class JudgeScreen(Screen[None]):
             header.judged += 1
         self.notice(f"saved: {SAID[verdict, strength]}")
         self.show(pair)
+        if header.judged == self.app.offer_after and self.app.run_watch is None:
+            self.offer_round()
+
+    def offer_round(self) -> None:
+        """Say, once, that there is enough for a first round."""
+        step = next_step(self.app.workspace, self.app.seat)
+        if step.action == "round":
+            count = self.query_one(HeaderBar).judged
+            self.notice(f"{count} judged: enough for a first round. Press r, then enter; judge on.")
 
     def action_undo(self) -> None:
         """Take the last judgment back and show its pair again."""
@@ -205,6 +216,8 @@ class JudgeScreen(Screen[None]):
         """Follow the run; when it has ended, its pairs are in the queue."""
         self.show_run()
         if self.app.run_watch is not None:
+            if self.pair is None:
+                self.show_empty()
             return
         self.refresh_progress()
         run = message.ended

@@ -64,7 +64,8 @@ class RoundsScreen(Screen[None]):
         for row in round_rows(facts):
             table.add_row(*(Text(cell) for cell in row))
         self.step = next_step(self.app.workspace, self.app.seat)
-        self.query_one("#next", Static).update(Content.from_text(self.step.text, markup=False))
+        text = "" if self.app.run_watch else self.step.text
+        self.query_one("#next", Static).update(Content.from_text(text, markup=False))
         self.show_run()
 
     def show_run(self) -> None:
