@@ -33,7 +33,8 @@ from curator.models import (
     Verdict,
 )
 from curator.preferences import HUMANS, preference_count, preferences
-from curator.workspace import Workspace
+from curator.probes import load_probes
+from curator.workspace import Workspace, data_folder
 from trainer.contract import FEWEST_PREFERENCES, Action, Message, write_whole
 
 # --- import ---------------------------------------------------------------------------------------
@@ -52,9 +53,11 @@ class Imported:
 def import_prompts(workspace: Workspace, path: Path, field: str | None = None) -> Imported:
     """Add the prompts of a JSON lines file; those that are there already are counted, not added.
 
-    Raises BadData, with nothing written, when any line is wrong.
+    Raises BadData, with nothing written, when any line is wrong, or nearly equals a probe: what a
+    model is measured with must not be what it learns from.
     """
     rows, mended = read_prompts(path, field)
+    _refuse_probes(path, rows)
     with db.writing(workspace.engine) as session:
         _check_ids(path, rows, store.external_ids(session))
         known = store.known_prompts(session, [row.sha256 for row in rows])
@@ -71,6 +74,17 @@ def import_prompts(workspace: Workspace, path: Path, field: str | None = None) -
         for row, held in zip(new.values(), held_out, strict=True):
             session.add(_prompt(row, path.name, held))
     return Imported(len(new), len(rows) - len(new), sum(held_out), mended)
+
+
+def _refuse_probes(path: Path, rows: list[PromptRow]) -> None:
+    index = load_probes(data_folder())
+    for row in rows:
+        probe = index.near(row.messages)
+        if probe is not None:
+            raise BadData(
+                f"{path}, line {row.line}: equals the probe {probe}, or nearly. Probes are kept "
+                "to measure with and are never trained on; take this line out."
+            )
 
 
 def _prompt(row: PromptRow, source: str, held_out: bool) -> Prompt:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from pathlib import Path
 from statistics import fmean
 
 import pytest
@@ -140,6 +139,19 @@ def test_the_scan_would_find_it() -> None:
     assert not HARM.search("I feel cut off and hung over the news, so I stopped the tablets.")
 
 
+def test_the_rubric_names_reasons_both_ways() -> None:
+    rubric = json.loads((DATA / "rubric.json").read_text(encoding="utf-8"))
+    directions = Counter(tag["direction"] for tag in rubric["tags"])
+    assert directions == {"good": 9, "over_agreeable": 10, "over_corrected": 5}
+    for name in ("tag", "key", "label", "short"):
+        assert len({tag[name] for tag in rubric["tags"]}) == 24
+    assert all(len(tag["key"]) == 1 and tag["definition"] and tag["sources"]
+               for tag in rubric["tags"])  # fmt: skip
+    names = {tag["tag"] for tag in rubric["tags"] if tag["red"]}
+    assert {each["flag"] for each in rubric["red_flags"]} <= names
+
+
 def test_notes_say_who_wrote_them_and_who_has_not_reviewed_them() -> None:
-    text = Path(DATA / "README.md").read_text(encoding="utf-8")
-    assert "No clinician has reviewed" in text
+    assert "No clinician has reviewed" in (DATA / "README.md").read_text(encoding="utf-8")
+    for name in ("guideline.md", "rubric.json"):
+        assert "no clinician has reviewed" in (DATA / name).read_text(encoding="utf-8")

@@ -1,0 +1,79 @@
+"""What a model is measured with never becomes what it learns from."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from curator.errors import BadData, NotReady
+from curator.importing.prompts import read_prompts
+from curator.probes import load_probes
+from curator.workflow import import_prompts
+from curator.workspace import Workspace, data_folder
+
+DATA = data_folder()
+PROBES: list[dict[str, Any]] = [
+    json.loads(line) for line in (DATA / "probes.jsonl").read_text("utf-8").splitlines()
+]
+
+
+def prompt_file(path: Path, *contents: Any) -> Path:
+    rows = [{"prompt": "I had a good day at the allotment."}, *({"prompt": c} for c in contents)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def every_fifth_word_changed(text: str) -> str:
+    return " ".join("so" if i % 5 == 4 else word for i, word in enumerate(text.split()))
+
+
+def test_every_probe_is_known_again_changed_or_not() -> None:
+    index = load_probes(DATA)
+    for probe in PROBES:
+        text = probe["prompt"][0]["content"]
+        for written in (text, text.upper().replace(",", " -"), every_fifth_word_changed(text),
+                        f"Somebody wrote to me: {text} What do you make of it?"):  # fmt: skip
+            assert index.near([{"role": "user", "content": written}]), probe["id"]
+        assert index.near(probe["prompt"]), probe["id"]
+
+
+def test_no_text_of_ours_is_near_one() -> None:
+    index = load_probes(DATA)
+    rows, _ = read_prompts(DATA / "prompts.jsonl")
+    assert [index.near(row.messages) for row in rows] == [None] * len(rows)
+
+
+def test_a_probe_in_a_prompts_file_is_refused_and_nothing_written(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    probe = PROBES[70]
+    text = every_fifth_word_changed(probe["prompt"][0]["content"])
+    path = prompt_file(tmp_path / "prompts.jsonl", "Another prompt.", text)
+    with pytest.raises(BadData, match=rf"prompts\.jsonl, line 3: equals the probe {probe['id']}"):
+        import_prompts(workspace, path)
+    turns = [
+        {"role": "user", "content": "Hello."},
+        {"role": "assistant", "content": "Hi."},
+        {"role": "user", "content": text},
+    ]
+    with pytest.raises(BadData, match="line 2"):
+        import_prompts(workspace, prompt_file(tmp_path / "turns.jsonl", turns))
+    done = subprocess.run(
+        [sys.executable, "-m", "curator", "import", "prompts", str(path), "-w", workspace.path],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 65 and done.stderr.count("\n") == 1 and done.stdout == ""
+    assert import_prompts(workspace, prompt_file(tmp_path / "fine.jsonl")).added == 1
+
+
+def test_missing_probes_are_said(tmp_path: Path) -> None:
+    with pytest.raises(NotReady, match=r"probes\.jsonl cannot be read"):
+        load_probes(tmp_path)
+    (tmp_path / "probes.jsonl").write_text('{"id": "x"}\n')
+    with pytest.raises(NotReady, match="install curator anew"):
+        load_probes(tmp_path)
