@@ -179,10 +179,23 @@ def export(
         workspace_at(workspace), EVERYBODY if simulated else HUMANS
     )
     if output is None:
-        sys.stdout.writelines(result.lines)
+        write_out("".join(result.lines))
     else:
         workflow.write_export(result.lines, output)
     talk(f"{len(result.lines)} preferences{left_out_text(dict(result.left_out))}.")
+
+
+def write_out(data: str) -> None:
+    """Write data to standard output as UTF-8, whatever the locale. Raises CannotWrite."""
+    from curator.errors import CannotWrite
+
+    try:
+        sys.stdout.buffer.write(data.encode("utf-8"))
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise CannotWrite(f"standard output: {error.strerror}. The export is not whole.") from None
 
 
 def left_out_text(left_out: dict[str, int]) -> str:
@@ -243,17 +256,23 @@ def status(
     import json
 
     from curator import rounds, terminal, workflow
-    from curator.errors import BadData
+    from curator.errors import BadData, Busy, CannotWrite
 
     place = workspace_at(workspace)
-    rounds.settle(place)
+    try:
+        rounds.settle(place)
+    except (Busy, CannotWrite) as error:  # told all the same
+        talk(f"curator: {error}")
     facts = workflow.status(place)
     typer.echo(json.dumps(facts, indent=1) if as_json else terminal.status_text(facts))
     if check:
         broken = workflow.broken_judgments(place)
         if broken:
-            raise BadData(f"{len(broken)} judgments were changed, the first is {broken[0]}.")
-        talk("every judgment matches its digest and chain.")
+            raise BadData(
+                f"{len(broken)} changed since they were judged, the first: {broken[0]}. "
+                "Compare with a backup."
+            )
+        talk("every judgment matches its digest and chain, every text its digest.")
 
 
 @app.command(short_help="Try it all with a tiny model, right now.")
@@ -319,8 +338,8 @@ def main() -> None:
     except CuratorError as error:
         talk(f"curator: {error}")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        talk("curator: interrupted.")
+    except KeyboardInterrupt as interrupt:
+        talk(f"curator: {interrupt or 'interrupted.'}")
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads on; nothing left to say

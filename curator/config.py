@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from curator.errors import BadConfig
+from curator.safe_text import one_line
 from trainer.contract import ContractError, GenerateSettings, TrainSettings, from_dict
 
 FILE = "curator.toml"
@@ -55,6 +56,12 @@ class Config:
     generate: GenerateSettings = field(default_factory=GenerateSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
 
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ContractError(f"seed must be at least 0, and is {self.seed}.")
+        for strategy in (self.round.first_strategy, self.round.strategy):
+            replace(self.generate, strategy=strategy)  # refused here, not when a round needs it
+
 
 TEMPLATE = """\
 # A curator workspace. Every setting and its default: README.md, section Settings.
@@ -78,9 +85,19 @@ def template(model: str, seed: int = 0) -> str:
 def load_config(path: Path) -> Config:
     """Read a curator.toml. Raises BadConfig naming the file and the setting."""
     try:
-        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-        return from_dict(Config, values)
-    except (tomllib.TOMLDecodeError, ContractError, UnicodeDecodeError) as error:
-        raise BadConfig(f"{path}: {error}") from None
+        return read_config(path.read_text(encoding="utf-8-sig"), path)
     except OSError as error:
         raise BadConfig(f"{path}: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise BadConfig(f"{path}: not UTF-8 ({error.reason}). Save it as UTF-8.") from None
+
+
+def read_config(text: str, path: Path) -> Config:
+    """Return the settings in the text of a curator.toml at `path`. Raises BadConfig."""
+    try:
+        values: dict[str, Any] = tomllib.loads(text)
+        if "strategy" in values.get("generate", ()):
+            raise ContractError("generate.strategy is set by round.first_strategy and .strategy.")
+        return from_dict(Config, values)
+    except (ValueError, OverflowError, RecursionError, TypeError) as error:
+        raise BadConfig(f"{path}: {one_line(str(error), 300)}") from None

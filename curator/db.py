@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import URL, Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlmodel import Session, SQLModel
 
@@ -40,7 +40,7 @@ def make_engine(path: Path, foreign_keys: bool = True) -> Engine:
 
     `foreign_keys` is off for a migration alone: inside a transaction it cannot be switched.
     """
-    engine = create_engine(f"sqlite:///{path}")
+    engine = create_engine(URL.create("sqlite", database=str(path)))
     mode, synchronous = journal()
 
     @event.listens_for(engine, "connect")
@@ -68,9 +68,12 @@ def make_engine(path: Path, foreign_keys: bool = True) -> Engine:
 
 
 def create_database(path: Path) -> None:
-    """Create a new database with the newest schema. The file must not exist."""
+    """Create a new database with the newest schema. The file must not exist.
+
+    Raises CannotWrite when the disk is full or the place cannot be written.
+    """
     engine = make_engine(path)
-    with engine.connect().execution_options(writes=True) as connection:
+    with _said_plainly(engine), engine.connect().execution_options(writes=True) as connection:
         connection.exec_driver_sql("SELECT 1")
         SQLModel.metadata.create_all(connection)
         connection.exec_driver_sql(
@@ -107,18 +110,41 @@ def open_database(path: Path) -> Engine:
 def _schema_version(path: Path) -> int:
     """Read application_id and user_version without writing a byte."""
     if not path.is_file():
-        raise BadData(f"{path} is missing. Restore it from a backup; curator init makes a new one.")
+        raise BadData(f"{path} is missing. Restore it from a backup.")
     if path.stat().st_size == 0:
         raise BadData(f"{path} is empty: it is damaged. Restore it from a backup.")
     try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
-            (application,) = db.execute("PRAGMA application_id").fetchone()
-            (version,) = db.execute("PRAGMA user_version").fetchone()
+        application, version = _header(path)
+    except sqlite3.OperationalError as error:
+        raise _plain(str(error), str(path)) from None
     except sqlite3.DatabaseError as error:
         raise BadData(f"{path} cannot be read ({error}). Restore it from a backup.") from None
     if application != APPLICATION_ID:
         raise BadData(f"{path} is a database of another program.")
-    return int(version)
+    return version
+
+
+def _header(path: Path) -> tuple[int, int]:
+    """Return (application_id, user_version).
+
+    A commit that a crash cut short is undone by the next connection that may write; one that may
+    only read fails on it. So when reading alone fails, and the schema on the disk is not a newer
+    one, whose file must stay as it is, SQLite is let to put its file right.
+    """
+    uri = path.absolute().as_uri()
+    for mode in ("ro", "rw"):
+        try:
+            where, wait = f"{uri}?mode={mode}", BUSY_MS / 1000
+            with closing(sqlite3.connect(where, uri=True, timeout=wait)) as db:
+                (application,) = db.execute("PRAGMA application_id").fetchone()
+                (version,) = db.execute("PRAGMA user_version").fetchone()
+            return int(application), int(version)
+        except sqlite3.OperationalError as error:
+            with path.open("rb") as file:  # the header of page 1; sqlite.org/fileformat2.html
+                on_disk = int.from_bytes(file.read(64)[60:64], "big")
+            if mode == "rw" or "locked" in str(error) or on_disk > models.SCHEMA_VERSION:
+                raise
+    raise AssertionError
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import hashlib
 import os
 from dataclasses import dataclass, field
 
-from sqlalchemy import ColumnElement, and_, exists, func
+from sqlalchemy import ColumnElement, and_, exists, func, update
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
@@ -18,14 +18,16 @@ from curator.models import (
     Annotator,
     Bookmark,
     Candidate,
+    Erasure,
     Judgment,
     Pair,
     Prompt,
     Round,
+    Setting,
     Verdict,
     new_uuid,
 )
-from trainer.contract import canonical_json
+from trainer.contract import canonical_json, sha256_text
 
 
 @dataclass(frozen=True)
@@ -108,22 +110,35 @@ def add_judgment(
     judgment.digest = judgment_digest(session, judgment)
     judgment.chain = link(last[1] if last else "", judgment.digest)
     session.add(judgment)
+    session.merge(Setting(name=_head(annotator), value=f"{judgment.sequence} {judgment.chain}"))
     if said.verdict is Verdict.RETRACTED:
-        bookmark = session.get(Bookmark, (annotator.id, pair.round_id))
-        if bookmark and bookmark.position >= pair.position:
-            bookmark.position = pair.position - 1
+        # For everybody: the pair may be anybody's next one again.
+        session.exec(
+            update(Bookmark)
+            .where(col(Bookmark.round_id) == pair.round_id)
+            .where(col(Bookmark.position) >= pair.position)
+            .values(position=pair.position - 1)
+        )
     session.flush()
     return judgment
+
+
+def _head(annotator: Annotator) -> str:
+    """Return the name of the setting that holds where an annotator's chain ends."""
+    return f"chain {annotator.uuid}"
 
 
 def judgment_digest(session: Session, judgment: Judgment) -> str:
     """Return the salted SHA-256 of what was judged and what was said of it."""
     pair = session.get_one(Pair, judgment.pair_id)
     rewrite = session.get(Candidate, judgment.rewrite_id) if judgment.rewrite_id else None
+    annotator = session.get_one(Annotator, judgment.annotator_id)
     content = {
         "uuid": judgment.uuid,
-        "annotator": session.get_one(Annotator, judgment.annotator_id).uuid,
+        "annotator": annotator.uuid,
+        "kind": str(annotator.kind),
         "pair": pair.uuid,
+        "purpose": str(pair.purpose),
         "prompt": session.get_one(Prompt, pair.prompt_id).sha256,
         "left": session.get_one(Candidate, pair.left_id).sha256,
         "right": session.get_one(Candidate, pair.right_id).sha256,
@@ -145,26 +160,54 @@ def link(chain: str, digest: str) -> str:
 
 
 def broken_links(session: Session) -> list[str]:
-    """Return the UUIDs of judgments that were changed, or whose predecessor is gone.
+    """Return what no longer is as it was judged, a line each.
 
-    A judgment whose salt was erased cannot be checked against its text; its digest still links.
+    A judgment that was changed, whose predecessor is gone, or that is missing at the end of its
+    chain; a prompt or reply whose text is no longer what its SHA-256 says. A judgment whose salt
+    was erased, with an Erasure row to say so, cannot be checked against its text; its digest
+    still links.
     """
+    erased = {
+        kind: set(session.exec(select(Erasure.row_id).where(Erasure.kind == kind)))
+        for kind in ("judgment", "candidate", "prompt")
+    }
     broken = []
-    for annotator_id in session.exec(select(Annotator.id)).all():
+    for annotator in session.exec(select(Annotator)).all():
         chain, sequence = "", 0
         rows = session.exec(
             select(Judgment)
-            .where(Judgment.annotator_id == annotator_id)
+            .where(Judgment.annotator_id == annotator.id)
             .order_by(col(Judgment.sequence))
         )
         for row in rows.all():
             sequence += 1
             chain = link(chain, row.digest)
-            changed = row.salt is not None and judgment_digest(session, row) != row.digest
+            if row.salt is None:
+                changed = row.id not in erased["judgment"]
+            else:
+                changed = judgment_digest(session, row) != row.digest
             if changed or row.chain != chain or row.sequence != sequence:
-                broken.append(row.uuid)
+                broken.append(f"judgment {row.uuid}")
                 chain, sequence = row.chain, row.sequence
-    return broken
+        head = session.get(Setting, _head(annotator))
+        if (head.value if head else "0 ") != f"{sequence} {chain}":
+            broken.append(f"the newest judgments of {annotator.uuid}")
+    return broken + _changed_texts(session, erased)
+
+
+def _changed_texts(session: Session, erased: dict[str, set[int]]) -> list[str]:
+    replies = session.exec(select(Candidate.id, Candidate.text, Candidate.sha256))
+    broken = [
+        f"reply {number}"
+        for number, text, sha256 in replies
+        if number not in erased["candidate"] and sha256_text(text) != sha256
+    ]
+    prompts = session.exec(select(Prompt.id, Prompt.messages, Prompt.sha256))
+    return broken + [
+        f"prompt {number}"
+        for number, messages, sha256 in prompts
+        if number not in erased["prompt"] and sha256_text(canonical_json(messages)) != sha256
+    ]
 
 
 def standing() -> ColumnElement[bool]:

@@ -192,6 +192,8 @@ class Prompt(Table, table=True):
     family: str | None = _text(None)
     content_label: str | None = _text(None)
     risk_cue: str | None = _text(None)
+    asked: int = _integer(0)
+    """How many runs were asked to write for it, whatever came of it."""
     created_at: str = _made(now)
 
 

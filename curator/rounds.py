@@ -6,7 +6,9 @@ database, in one transaction, once, whoever notices first that the run has ended
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import itertools
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,11 +17,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import func
+from sqlmodel import select
+
 from curator import db, ingest, pairing, runs, store
-from curator.errors import Busy, CuratorError, NotReady
+from curator.errors import Busy, CannotWrite, CuratorError, NotReady
 from curator.exporting.trl import trl_row
 from curator.models import AnnotatorKind, Prompt, Run, RunState, now
 from curator.preferences import HUMANS, preferences
+from curator.safe_text import one_line
 from curator.workspace import Workspace
 from trainer.contract import (
     FEWEST_PREFERENCES,
@@ -29,13 +35,12 @@ from trainer.contract import (
     REQUEST,
     Action,
     Request,
+    append_event,
+    read_events,
     sha256_file,
     write_request,
     write_rows,
 )
-
-# How long after its start a trainer may be seen neither by lock nor by event.
-START_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -65,19 +70,24 @@ def start_run(
     """
     settle(workspace)
     if importlib.util.find_spec("torch") is None:
-        raise NotReady("this installation cannot train: add the `train` extra (README, Install).")
+        raise NotReady(
+            "this installation cannot train: the `train` extra is missing (README.md, Installing)."
+        )
     request, rows, prompt_rows, left_out = _prepare(workspace, action, prompts, tuple(kinds))
-    run, folder = _new_run(workspace, request)
-    request = replace(request, run=run.folder, measure=MEASURE if measure else None)
+    run = _new_run(workspace, request)
     try:
-        _write_folder(folder, request, rows, prompt_rows, measure)
+        folder = _write_folder(workspace, run, request, rows, prompt_rows, measure)
+        with db.writing(workspace.engine) as session:
+            run = session.get_one(Run, run.id)
+            run.folder, run.request_sha256 = folder.name, sha256_file(folder / REQUEST)
         pid = runs.start(folder)
     except (OSError, CuratorError) as error:
-        _close(workspace, run, RunState.FAILED, str(error))
-        raise CuratorError(f"the run could not be started: {error}") from error
+        said = error.strerror if isinstance(error, OSError) else str(error)
+        _close(workspace, run, RunState.FAILED, str(said))
+        raise CuratorError(f"the run could not be started: {said}") from error
     with db.writing(workspace.engine) as session:
         run = session.get_one(Run, run.id)
-        run.pid, run.request_sha256 = pid, sha256_file(folder / REQUEST)
+        run.pid = pid
     return Started(run, folder, len(rows), left_out, len(prompt_rows))
 
 
@@ -101,7 +111,7 @@ def _prepare(
                 count or config.round.prompts,
                 lambda prompt: pairing.side_seed(config.seed, prompt.sha256),
             )
-        number = len(list((workspace.runs).glob("*"))) + 1
+        number = session.exec(select(func.max(Run.id))).one() or 0
     if trains and len(rows) < FEWEST_PREFERENCES:
         raise NotReady(
             f"{len(rows)} preferences so far; a round needs at least {FEWEST_PREFERENCES}. "
@@ -114,9 +124,10 @@ def _prepare(
     request = Request(
         action=action,
         model=workspace.model_path,
-        seed=config.seed * 10_007 + number,
+        seed=pairing.side_seed(config.seed, "run", str(number + 1)) % 2**32,
         quantization=config.model.quantization,
         adapter=f"../../{adapter.folder}" if adapter and action == "generate" else None,
+        adapter_sha256=adapter.sha256 if adapter and action == "generate" else None,
         train=config.train,
         generate=replace(config.generate, strategy=strategy),
     )
@@ -131,14 +142,14 @@ def _why_few(left_out: Counter[str]) -> str:
     return f"Not counted: {what}. Judge more pairs with: curator annotate"
 
 
-def _new_run(workspace: Workspace, request: Request) -> tuple[Run, Path]:
-    """Claim the one place there is for a run under way, and make its folder."""
+def _new_run(workspace: Workspace, request: Request) -> Run:
+    """Claim the one place there is for a run under way."""
     with db.writing(workspace.engine) as session:
         under_way = store.running(session)
         if under_way is not None:
             raise Busy(
                 f"a {under_way.action} is under way (runs/{under_way.folder}). "
-                "Wait for it; curator status shows how far it is."
+                "Wait for it: curator annotate shows how far it is."
             )
         current = store.current_adapter(session)
         newest = store.newest_round(session)
@@ -152,43 +163,67 @@ def _new_run(workspace: Workspace, request: Request) -> tuple[Run, Path]:
         session.add(run)
         session.flush()
         run.folder = f"{run.id:04d}-{request.action}"
-    folder = workspace.runs / run.folder
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return run, folder
+    return run
+
+
+def _free(folder: Path) -> Path:
+    """Return the folder, or the first numbered one beside it that is not there.
+
+    After a database was restored from a backup, folders of runs it does not know lie about.
+    """
+    names = (f"{folder.name}-{n}" if n > 1 else folder.name for n in itertools.count(1))
+    return next(path for path in map(folder.with_name, names) if not path.exists())
 
 
 def _write_folder(
-    folder: Path,
+    workspace: Workspace,
+    run: Run,
     request: Request,
     rows: list[dict[str, Any]],
     prompt_rows: list[dict[str, Any]],
     measure: Sequence[Mapping[str, Any]],
-) -> None:
+) -> Path:
+    folder = _free(workspace.runs / run.folder)
+    folder.mkdir(parents=True, mode=0o700)
     if rows:
         write_rows(folder / PAIRS, rows)
     if prompt_rows:
         write_rows(folder / PROMPTS, prompt_rows)
     if measure:
         write_rows(folder / MEASURE, measure)
+    output = "adapter"
     if request.action in ("train", "round"):
-        number = folder.name.split("-")[0]
-        request = replace(request, output_adapter=f"../../adapters/adapter-{number}")
-    write_request(folder, request)
+        adapter = _free(workspace.path / "adapters" / f"adapter-{run.id:04d}")
+        output = f"../../adapters/{adapter.name}"
+    write_request(
+        folder,
+        replace(
+            request,
+            run=folder.name,
+            measure=MEASURE if measure else None,
+            output_adapter=output,
+        ),
+    )
+    return folder
 
 
 def settle(workspace: Workspace) -> list[Run]:
-    """Bring runs that have ended into the database; return those settled by this call."""
+    """Bring runs that have ended into the database; return those settled by this call.
+
+    Results that cannot be read close the run as failed. Raises Busy or CannotWrite when the
+    database cannot be written: the run stays open, and the next call tries again.
+    """
     with db.reading(workspace.engine) as session:
         run = store.running(session)
     if run is None:
         return []
     folder = workspace.runs / run.folder
-    if runs.alive(folder) or _just_started(run, folder):
+    if runs.alive(folder) or _being_prepared(run, folder):
         return []
-    end = runs.ended(folder)
-    if end.manifest is None:
-        return [_close(workspace, run, RunState(end.state), end.message)]
     try:
+        end = runs.ended(folder)
+        if end.manifest is None:
+            return [_close(workspace, run, RunState(end.state), end.message, end.status)]
         with db.writing(workspace.engine) as session:
             mine = session.get_one(Run, run.id)
             if mine.state is not RunState.RUNNING:
@@ -196,20 +231,30 @@ def settle(workspace: Workspace) -> list[Run]:
             ingest.take_in(session, workspace, mine, folder, end.manifest)
             mine.state, mine.ended_at = RunState.FINISHED, now()
         return [mine]
-    except (ValueError, KeyError, OSError) as error:  # a manifest or rows that are not ours
-        return [_close(workspace, run, RunState.FAILED, f"its results cannot be read: {error}")]
+    except (Busy, CannotWrite):
+        raise
+    except Exception as error:  # the edge: whatever a folder holds, it is one failed run
+        said = one_line(f"its results cannot be read: {error}", 300)
+        return [_close(workspace, run, RunState.FAILED, said)]
 
 
-def _just_started(run: Run, folder: Path) -> bool:
+def _being_prepared(run: Run, folder: Path) -> bool:
+    """Tell whether whoever claimed the run is still writing its folder."""
     age = time.time() - datetime.fromisoformat(run.created_at).timestamp()
-    return age < START_SECONDS and not runs.started(folder)
+    return abs(age) < runs.START_SECONDS and not (folder / REQUEST).exists()
 
 
-def _close(workspace: Workspace, run: Run, state: RunState, error: str) -> Run:
+def _close(workspace: Workspace, run: Run, state: RunState, error: str, status: int = 1) -> Run:
     with db.writing(workspace.engine) as session:
         mine = session.get_one(Run, run.id)
         if mine.state is RunState.RUNNING:
             mine.state, mine.error, mine.ended_at = state, error, now()
+            mine.metrics = {"exit_status": status}
+    folder = workspace.runs / run.folder
+    if folder.is_dir() and not read_events(folder)[0]:
+        # A trainer that comes to life after it was given up finds this and leaves.
+        with contextlib.suppress(OSError):
+            append_event(folder, str(state), message=error, status=status)
     return mine
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,9 +40,9 @@ class RunWatch:
                 self.times, self.done, self.total = [], 0, 0
             case "step":
                 self.step, self.steps = int(event["step"]), int(event["steps"])
-                self.loss.append(float(event["loss"]))
-                self.margin.append(float(event.get("rewards/margins", 0)))
-                self.accuracy.append(float(event.get("rewards/accuracies", 0)))
+                self.loss.append(_number(event.get("loss")))
+                self.margin.append(_number(event.get("rewards/margins")))
+                self.accuracy.append(_number(event.get("rewards/accuracies")))
                 self.times.append(float(event["time"]))
             case "progress":
                 self.done, self.total = int(event["done"]), int(event["total"])
@@ -86,10 +87,16 @@ def duration(seconds: float) -> str:
 
 
 def sparkline(values: list[float], width: int) -> str:
-    """Return a curve of block characters, the newest `width` values."""
+    """Return a curve of block characters, the newest `width` values; a gap is no number."""
     values = values[-width:]
-    if not values:
-        return ""
-    low, high = min(values), max(values)
-    span = (high - low) or 1.0
-    return "".join(BARS[int((v - low) / span * (len(BARS) - 1))] for v in values)
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return " " * len(values)
+    low = min(finite)
+    scale = (len(BARS) - 1) / ((max(finite) - low) or 1.0)
+    return "".join(BARS[int((v - low) * scale)] if math.isfinite(v) else " " for v in values)
+
+
+def _number(value: Any) -> float:
+    """Return a figure of an event; NaN where there is none."""
+    return float(value) if isinstance(value, int | float) else math.nan

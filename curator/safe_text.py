@@ -10,11 +10,12 @@ from __future__ import annotations
 import re
 
 # Escape and the other C0 controls (line feed and tab stay), delete, C1, line and paragraph
-# separators, reading-order controls, zero-width characters that only hide (joiners stay: scripts
-# and emoji need them), tag characters, and lone surrogates.
+# separators, reading-order controls, zero-width and blank-looking characters that only hide
+# (joiners stay: scripts and emoji need them), tag characters, and lone surrogates.
 HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069"
-    "\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u180e\u200b\u200e\u200f"
+    "\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff"
+    "\U000e0000-\U000e01ef]"
 )
 MOST_CHARACTERS = 200_000
 MOST_LINES = 5_000

@@ -95,12 +95,9 @@ def split_groups(session: Session) -> list[tuple[str, str, bool]]:
 
 
 def prompts_for_round(session: Session, count: int, order: Any) -> list[Prompt]:
-    """Return `count` prompts, those with the fewest pairs first, then by `order(prompt)`."""
-    pairs = dict(
-        session.exec(select(Pair.prompt_id, func.count()).group_by(col(Pair.prompt_id))).all()
-    )
+    """Return `count` prompts, those written for least often first, then by `order(prompt)`."""
     prompts = session.exec(select(Prompt)).all()
-    return sorted(prompts, key=lambda p: (pairs.get(p.id or 0, 0), order(p)))[:count]
+    return sorted(prompts, key=lambda p: (p.asked, order(p)))[:count]
 
 
 # --- rounds and pairs -----------------------------------------------------------------------------

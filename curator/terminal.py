@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
 
 from curator import db, rounds, runs
-from curator.errors import CuratorError
+from curator.errors import BadData, CuratorError
 from curator.models import Run
 from curator.run_watch import RunWatch
 from curator.safe_text import one_line, visible
@@ -32,14 +34,16 @@ def follow_run(workspace: Workspace, folder: Path, show: bool = True) -> Run:
     except KeyboardInterrupt:
         if line:
             line.end()
-        raise CuratorError(
+        raise KeyboardInterrupt(
             f"no longer watching; the run goes on in runs/{folder.name}. See: curator status"
         ) from None
     if line:
         line.end()
     run = settled(workspace, folder.name)
     if run.error:
-        raise CuratorError(f"the {run.action} {run.state}: {run.error}")
+        refused = (run.metrics or {}).get("exit_status") == BadData.exit_code
+        kind = BadData if refused else CuratorError
+        raise kind(f"the {run.action} {run.state}: {run.error}")
     return run
 
 
@@ -67,8 +71,8 @@ class Line:
 
     def show(self, text: str, final: bool) -> None:
         """Show the newest state; where lines cannot be written over, only `final` ones."""
+        text = one_line(text, 100)
         if self.live:
-            text = one_line(text, 100)
             print("\r" + text.ljust(self.width), end="", file=sys.stderr, flush=True)
             self.width = len(text)
         elif final:
@@ -94,8 +98,19 @@ def run_text(run: Run) -> str:
     if "rewards/accuracies" in held_out:
         lines.append(held_out_text(held_out))
     if "candidates" in metrics:
-        lines.append(f"{metrics['candidates']['count']} replies written. Next: curator annotate")
+        replies = metrics["candidates"]["count"]
+        lines.append(f"{replies} replies written: {pairs_text(metrics)}.")
+        if metrics.get("pairs", {}).get("made"):
+            lines.append("Next: curator annotate")
     return "\n".join(lines)
+
+
+def pairs_text(metrics: dict[str, Any]) -> str:
+    """Return how many pairs a run brought, and why some prompts have none."""
+    pairs = metrics.get("pairs", {})
+    left_out = ", ".join(f"{n} {why}" for why, n in sorted(pairs.get("left_out", {}).items()))
+    made = pairs.get("made", 0)
+    return f"{made} {'pair' if made == 1 else 'pairs'}" + (f" ({left_out})" if left_out else "")
 
 
 def held_out_text(held_out: dict[str, Any]) -> str:
@@ -117,6 +132,17 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
+
+
+def side_by_side(left: str, right: str, width: int, heads: tuple[str, str]) -> str:
+    """Return two texts, made visible, in two columns under their heads, `width` characters wide."""
+    column = max(20, (width - 3) // 2)
+    columns = [
+        [head, "-" * column, *textwrap.wrap(one_line(text, 2_000), column)]
+        for head, text in zip(heads, (left, right), strict=True)
+    ]
+    rows = itertools.zip_longest(*columns, fillvalue="")
+    return "\n".join(f"{a:<{column}}   {b}".rstrip() for a, b in rows)
 
 
 def status_text(facts: dict[str, Any]) -> str:

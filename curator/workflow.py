@@ -18,7 +18,7 @@ from sqlmodel import Session, select
 from curator import db, judgments, pairing, store
 from curator.errors import BadData, CannotWrite
 from curator.exporting.trl import trl_lines
-from curator.importing.prompts import PromptRow, read_prompts
+from curator.importing.prompts import SURROGATE, PromptRow, read_prompts
 from curator.judgments import Said
 from curator.models import (
     Adapter,
@@ -34,6 +34,7 @@ from curator.models import (
 )
 from curator.preferences import HUMANS, preference_count, preferences
 from curator.probes import load_probes
+from curator.safe_text import one_line
 from curator.workspace import Workspace, data_folder
 from trainer.contract import FEWEST_PREFERENCES, Action, Message, write_whole
 
@@ -72,7 +73,7 @@ def import_prompts(workspace: Workspace, path: Path, field: str | None = None) -
             store.split_groups(session),
         )
         for row, held in zip(new.values(), held_out, strict=True):
-            session.add(_prompt(row, path.name, held))
+            session.add(_prompt(row, SURROGATE.sub("\ufffd", path.name), held))
     return Imported(len(new), len(rows) - len(new), sum(held_out), mended)
 
 
@@ -111,7 +112,8 @@ def _check_ids(path: Path, rows: list[PromptRow], known: dict[str, str]) -> None
         if known.setdefault(row.id, row.sha256) != row.sha256:
             other = f"line {lines[row.id]}" if row.id in lines else "a prompt imported before"
             raise BadData(
-                f'{path}, line {row.line}: the id "{row.id}" stands for another text in {other}. '
+                f'{path}, line {row.line}: the id "{one_line(row.id, 60)}" stands for another '
+                f"text in {other}. "
                 "Give it an id of its own, or leave ids out."
             )
         lines.setdefault(row.id, row.line)
@@ -197,6 +199,12 @@ class Seat:
             store.lease(session, last.pair_id, self.annotator.id, self.sitting)
             earlier = Said(Verdict(last.verdict), last.strength, note=last.note)
             return self._shown(session, pair, earlier)
+
+    def keep(self, pair_id: int) -> None:
+        """Go on holding a pair, which else would be handed to another sitting after a while."""
+        with db.writing(self.workspace.engine) as session:
+            assert self.annotator.id is not None
+            store.lease(session, pair_id, self.annotator.id, self.sitting)
 
     def leave(self) -> None:
         """Give back the pair this sitting holds."""
@@ -293,12 +301,23 @@ def export_preferences(workspace: Workspace, kinds: Iterable[AnnotatorKind] = HU
 
 
 def write_export(lines: Iterable[str], path: Path) -> None:
-    """Write an export's lines to a file, whole or not at all. Raises CannotWrite."""
+    """Write an export's lines to a file, whole or not at all; a pipe or device is written into.
+
+    Raises CannotWrite.
+    """
     try:
-        write_whole(path, "".join(lines))
-        os.chmod(path, 0o600)
-    except OSError as error:
-        raise CannotWrite(f"{path}: {error.strerror}. Nothing was written.") from None
+        target = path.resolve()
+        if target.is_dir():
+            raise CannotWrite(f"{path} is a folder. Name a file.")
+        if target.exists() and not target.is_file():
+            with target.open("w", encoding="utf-8", newline="\n") as pipe:
+                pipe.writelines(lines)
+            return
+        write_whole(target, "".join(lines))
+        os.chmod(target, 0o600)
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead in a circle
+        said = getattr(error, "strerror", None) or error
+        raise CannotWrite(f"{one_line(str(path), 100)}: {said}. Nothing was written.") from None
 
 
 # --- status ---------------------------------------------------------------------------------------

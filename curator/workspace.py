@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from sqlalchemy import Engine
 
-from curator import db, models
-from curator.config import DEFAULT_MODEL, FILE, Config, load_config, template
+from curator import db
+from curator.config import DEFAULT_MODEL, FILE, Config, load_config, read_config, template
 from curator.errors import BadConfig, CannotWrite
+from curator.safe_text import one_line
+from trainer.contract import write_whole
 
 DATABASE = "curator.db"
 FOLDERS = ("runs", "adapters", "exports")
@@ -43,9 +45,11 @@ class Workspace:
     @property
     def model_path(self) -> str:
         """The model's folder, made absolute, or its id."""
-        folder = Path(self.config.model.name).expanduser()
-        inside = self.path / folder
-        return str(inside.resolve()) if inside.is_dir() else self.config.model.name
+        name = self.config.model.name
+        with contextlib.suppress(OSError, RuntimeError, ValueError):
+            inside = self.path / Path(name).expanduser()
+            return str(inside.resolve()) if inside.is_dir() else name
+        return name
 
 
 def data_folder() -> Path:
@@ -54,54 +58,85 @@ def data_folder() -> Path:
     return here / "data" if (here / "data").is_dir() else here.parent / "data"
 
 
-def private_files() -> None:
-    """From here on, what this process makes is its user's alone (0700, 0600)."""
-    os.umask(0o077)
-
-
 def create_workspace(
     path: Path, model: str = DEFAULT_MODEL, settings: str | None = None
 ) -> Workspace:
-    """Make a workspace in a new or empty folder; `settings` is its whole curator.toml.
+    """Make a workspace in a folder; `settings` is its whole curator.toml.
 
-    Raises BadConfig when there is one already or the model's folder is no model.
+    A folder that is new or empty becomes its user's alone; one that holds other files keeps its
+    permissions, and only what is made in it is private. Raises BadConfig when there is a workspace
+    already or the model's folder is no model, CannotWrite when the disk says no; what was made
+    until then is taken away again.
     """
-    if (path / FILE).exists():
-        raise BadConfig(f"{path} is a workspace already. Go on in it, or name another folder.")
-    check_model(model)
-    if Path(model).expanduser().is_dir():
-        model = str(Path(model).expanduser().resolve())
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        os.chmod(path, 0o700)
-        for name in FOLDERS:
-            (path / name).mkdir(exist_ok=True, mode=0o700)
-        if (path / DATABASE).exists():
-            raise BadConfig(f"{path / DATABASE} is there without a {FILE}. Name another folder.")
+        there = [name for name in (FILE, DATABASE) if (path / name).exists()]
+    except OSError as error:
+        raise CannotWrite(f"{one_line(str(path), 60)}: {error.strerror}.") from None
+    if FILE in there:
+        raise BadConfig(f"{path} is a workspace already. Go on in it, or name another folder.")
+    if there:
+        raise BadConfig(f"{path / DATABASE} is there without a {FILE}. Name another folder.")
+    folder = check_model(model)
+    text = settings or template(str(folder.resolve()) if folder else model)
+    read_config(text, path / FILE)
+    made: list[Path] = []
+    try:
+        _make_folders(path, made)
+        made.append(path / DATABASE)
         db.create_database(path / DATABASE)
         os.chmod(path / DATABASE, 0o600)
         # Last: a folder with this file is a workspace.
-        (path / FILE).write_text(settings or template(model), encoding="utf-8")
+        write_whole(path / FILE, text)
         os.chmod(path / FILE, 0o600)
-    except OSError as error:
+    except (OSError, CannotWrite) as error:
+        for each in reversed(made):
+            with contextlib.suppress(OSError):
+                each.rmdir() if each.is_dir() else each.unlink()
+        if isinstance(error, CannotWrite):
+            raise
         raise CannotWrite(f"{path}: {error.strerror}. Choose a folder you can write.") from None
     return open_workspace(path)
 
 
-def check_model(model: str) -> None:
-    """Refuse a folder that is no model. An id is looked up by the trainer, when it is needed."""
-    folder = Path(model).expanduser()
-    looks_like_path = folder.exists() or model.startswith((".", "/", "~")) or "\\" in model
+def _make_folders(path: Path, made: list[Path]) -> None:
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    fresh = bool(missing) or not any(path.iterdir())
+    path.mkdir(parents=True, exist_ok=True)
+    made += reversed(missing)
+    if fresh:
+        os.chmod(path, 0o700)
+    for name in FOLDERS:
+        if not (path / name).exists():
+            (path / name).mkdir(mode=0o700)
+            made.append(path / name)
+
+
+def check_model(model: str) -> Path | None:
+    """Return the folder that `model` names, or None for an id; refuse a folder that is no model.
+
+    An id is looked up by the trainer, when it is needed.
+    """
+    try:
+        folder = Path(model).expanduser()
+        is_folder = folder.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, an unknown ~user
+        raise BadConfig(f"{one_line(model, 60)}: no such folder ({error}).") from None
+    looks_like_path = is_folder or model.startswith((".", "/", "~")) or "\\" in model
     if looks_like_path and not (folder / "config.json").is_file():
         raise BadConfig(
-            f"{model} is no model: it has no config.json. "
+            f"{one_line(model, 60)} is no model: it has no config.json. "
             f"Name a model's folder, or an id such as {DEFAULT_MODEL}."
         )
+    return folder if is_folder else None
 
 
 def open_workspace(path: Path) -> Workspace:
     """Open the workspace in `path`. Raises BadConfig when it is none."""
-    if not (path / FILE).is_file():
+    try:
+        found = (path / FILE).is_file()
+    except OSError as error:
+        raise BadConfig(f"{one_line(str(path), 60)}: {error.strerror}.") from None
+    if not found:
         raise BadConfig(f"{path} is no curator workspace. Make one with: curator init {path}")
     path = path.resolve()
     return Workspace(path, load_config(path / FILE))
@@ -109,7 +144,10 @@ def open_workspace(path: Path) -> Workspace:
 
 def find_workspace(start: Path | None = None) -> Workspace:
     """Open the nearest workspace: `start` or the first of its parents with a curator.toml."""
-    start = (start or Path.cwd()).resolve()
+    try:
+        start = (start or Path.cwd()).resolve()
+    except OSError:
+        raise BadConfig("this folder is gone. Change to another, or use --workspace.") from None
     for folder in (start, *start.parents):
         if (folder / FILE).is_file():
             return open_workspace(folder)
@@ -117,13 +155,3 @@ def find_workspace(start: Path | None = None) -> Workspace:
         "no curator workspace here or above. Make one with: curator init my-study "
         "(or name one with --workspace DIR)"
     )
-
-
-def schema_version() -> int:
-    """Return the schema this curator reads and writes."""
-    return models.SCHEMA_VERSION
-
-
-def trainer_command() -> list[str]:
-    """Return the command that starts the trainer, to which a run's folder is added."""
-    return [sys.executable, "-m", "trainer"]

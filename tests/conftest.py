@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
@@ -12,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from curator import db, pairing, runs, store, workflow
+from curator.importing.prompts import prompt_sha256
 from curator.models import Candidate, Pair, Prompt, Round
 from curator.workspace import Workspace, create_workspace
 from tests import tiny
+from trainer.contract import sha256_text
 
 # The trainer reports itself to its makers when it is built, and looks things up on a hub: not
 # from tests, and not from the processes they start.
@@ -118,9 +119,12 @@ def put_pairs(
         session.add(turn)
         session.flush()
         for i in range(count):
-            turns = messages or [{"role": "user", "content": f"Round {number}, message {i}."}]
+            turns = [{"role": "user", "content": f"Round {number}, message {i}."}]
+            if messages:
+                last = {**messages[-1], "content": f"{messages[-1]['content']} ({number}.{i})"}
+                turns = [*messages[:-1], last]
             prompt = Prompt(
-                sha256=hashlib.sha256(f"{number} {i} {turns}".encode()).hexdigest(),
+                sha256=prompt_sha256(turns),
                 messages=turns, source="test", split="held_out" if i < held_out else "train",
                 content_label="feeling watched", risk_cue="none",
             )  # fmt: skip
@@ -128,7 +132,7 @@ def put_pairs(
             session.flush()
             both = []
             for text in (good.format(i=i), bad.format(i=i)):
-                sha = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+                sha = sha256_text(text)
                 both.append(Candidate(prompt_id=prompt.id, text=text, sha256=sha, model="test"))
             session.add_all(both)
             session.flush()

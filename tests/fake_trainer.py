@@ -45,6 +45,7 @@ def main(mode: str, folder: Path) -> int:
 def finish(folder: Path, mode: str) -> None:
     request = contract.read_request(folder)
     manifest: dict[str, object] = {
+        "request_sha256": contract.sha256_file(folder / contract.REQUEST),
         "model": {"name": "fake", "sha256": "f" * 64},
         "preferences": {"train": 8, "held_out": 2, "sha256": "e" * 64},
         "train": {"loss": 0.4, "steps": 3},

@@ -1,8 +1,8 @@
 """`python -m trainer RUN_DIR`: do what the folder's request.json asks.
 
 Events go to events.jsonl and stdout, a JSON object a line; what libraries say goes to stderr.
-Exit status: 0 finished, 65 refused (bad rows, model or adapter), 75 the folder is in use,
-143 stopped, 1 anything else.
+Exit status: 0 finished, 65 refused (bad rows, model or adapter), 73 the folder cannot be
+written, 75 it is in use, 130 interrupted, 143 stopped, 1 anything else.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from trainer.contract import (
     ContractError,
     Request,
     append_event,
+    read_events,
     read_request,
     sha256_file,
     write_manifest,
@@ -54,12 +55,16 @@ QUIET = {
 }
 
 
+NO_MEMORY = "out of memory. Lower train.max_length, or generate.batch_size."
+
+
 class Work:
     """One run: the request, the folder, and what has been loaded so far."""
 
     def __init__(self, folder: Path, request: Request) -> None:
         self.folder = folder
         self.request = request
+        self.deaf = False
         self.manifest: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
         self.preferences: Preferences | None = None
@@ -73,7 +78,12 @@ class Work:
     def emit(self, event: str, **values: Any) -> None:
         """Append an event to the run's file and print it."""
         row = append_event(self.folder, event, **values)
-        print(json.dumps(row), flush=True)
+        if not self.deaf:
+            try:
+                print(json.dumps(row), flush=True)
+            except BrokenPipeError:  # nobody reads on; the file has it all
+                self.deaf = True
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
     def run(self) -> None:
         """Do the request's action; the manifest is written by the caller, last."""
@@ -108,7 +118,7 @@ class Work:
             )
         if trains or request.action == "evaluate":
             self.preferences = dpo.read_preferences(
-                self.folder / request.pairs, request.train, request.seed
+                self.folder / request.pairs, request.train, request.seed, trains
             )
             if self.preferences.identical:
                 n = self.preferences.identical
@@ -117,8 +127,9 @@ class Work:
         self.base_sha256 = model.model_sha256(self.base)
         if request.adapter:
             folder = self.folder / request.adapter
-            model.check_adapter(folder, request.model, self.base_sha256)
-            self.adapter_sha256 = sha256_file(folder / "adapter_model.safetensors")
+            self.adapter_sha256 = model.check_adapter(
+                folder, request.model, self.base_sha256, request.adapter_sha256
+            )
         elif request.action == "evaluate":
             raise ContractError("evaluate needs an adapter: name its folder in request.json.")
 
@@ -179,15 +190,18 @@ class Work:
         from trainer import dpo, evaluate
 
         assert self.preferences is not None
-        note = dpo.held_out_note(self.preferences)
-        if note:
-            self.manifest["held_out"] = {"n": len(self.preferences.held_out), "note": note}
-            self.emit("warning", message=note)
-            return
-        margins = evaluate.reward_margins(
+        margins, too_long = evaluate.reward_margins(
             self.model, self.tokenizer, self.preferences.held_out,
             self.request.train.beta, self.request.train.max_length,
         )  # fmt: skip
+        if too_long:
+            said = f"{too_long} held-out prompts fill max_length; left out."
+            self.emit("warning", message=said)
+        note = dpo.held_out_note(len(margins))
+        if note:
+            self.manifest["held_out"] = {"n": len(margins), "note": note}
+            self.emit("warning", message=note)
+            return
         self.manifest["held_out"] = evaluate.summarise_margins(margins)
         self.emit("evaluated", **self.manifest["held_out"])
 
@@ -196,6 +210,9 @@ class Work:
 
         prompts = generate.read_prompts(self.folder / self.request.prompts)
         jobs = generate.candidate_jobs(prompts, self.request.generate, self.request.seed)
+        jobs, too_long = generate.short_enough(self.tokenizer, jobs, self.request.generate)
+        if too_long:
+            self.emit("warning", message=f"{too_long} prompts are too long to answer; left out.")
         count = self._write(jobs, CANDIDATES, "generate")
         self.manifest["candidates"] = {"path": CANDIDATES, "count": count}
 
@@ -256,7 +273,11 @@ def finish(work: Work, started: float) -> None:
 def perform(folder: Path) -> int:
     """Do the run in `folder`; every end is an event, and an exit status."""
     started = time.time()
-    append_event(folder, "started", pid=os.getpid())
+    try:
+        append_event(folder, "started", pid=os.getpid())
+    except OSError as error:
+        tell(f"{folder} cannot be written ({error.strerror}).")
+        return 73
     try:
         work = Work(folder, read_request(folder))
         work.run()
@@ -264,22 +285,28 @@ def perform(folder: Path) -> int:
         return 0
     except ContractError as error:
         status, message = 65, str(error)
-    except SystemExit:
+    except (SystemExit, KeyboardInterrupt) as error:
         append_event(folder, "cancelled", message="stopped")
-        return 143
+        return 130 if isinstance(error, KeyboardInterrupt) else 143
     except MemoryError:
-        status, message = 1, "out of memory. Lower train.max_length or generate.batch_size."
+        status, message = 1, NO_MEMORY
     except Exception as error:  # the edge: whatever went wrong becomes one visible line
         traceback.print_exc()
         status, message = (
             1,
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}",
         )
-        if type(error).__name__ == "OutOfMemoryError":
-            message = "out of GPU memory. Lower train.max_length or generate.batch_size."
-    append_event(folder, "failed", message=message)
-    print(f"trainer: {message}", file=sys.stderr, flush=True)
+        if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
+            message = NO_MEMORY
+    append_event(folder, "failed", message=message, status=status)
+    tell(message)
     return status
+
+
+def tell(message: str) -> None:
+    """Say one line on standard error; names from outside may hold what a terminal would obey."""
+    shown = "".join(c if c.isprintable() else f"<U+{ord(c):04X}>" for c in message)
+    print(f"trainer: {shown}", file=sys.stderr, flush=True)
 
 
 def stop(signum: int, frame: object) -> None:
@@ -294,10 +321,10 @@ def main(arguments: list[str]) -> int:
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
     folder = Path(arguments[0])
     if not folder.is_dir():
-        print(f"trainer: {folder} is no folder; see README.md, section Trainer.", file=sys.stderr)
+        tell(f"{folder} is no folder; see README.md, The trainer by itself.")
         return 65
     if (folder / MANIFEST).exists():
-        print(f"trainer: {folder} is finished already; start a new folder.", file=sys.stderr)
+        tell(f"{folder} is finished already; start a new folder.")
         return 65
     os.environ.update(QUIET)
     signal.signal(signal.SIGTERM, stop)
@@ -309,9 +336,15 @@ def main(arguments: list[str]) -> int:
     try:
         lock.acquire(timeout=5)  # whoever asks whether a trainer lives holds it for a moment
     except Timeout:
-        print(f"trainer: another trainer works in {folder}.", file=sys.stderr)
+        tell(f"another trainer works in {folder}.")
         return 75
+    except OSError as error:
+        tell(f"{folder} cannot be written ({error.strerror}).")
+        return 73
     with lock:
+        if any(event["event"] in ("failed", "cancelled") for event in read_events(folder)[0]):
+            tell(f"{folder} was given up already; start a new folder.")
+            return 65
         return perform(folder)
 
 

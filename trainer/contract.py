@@ -21,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import time
 import types
@@ -48,6 +49,9 @@ LOG = "log.txt"
 LOCK = "trainer.lock"
 MANIFEST = "manifest.json"
 ADAPTER_CARD = "curator_adapter.json"
+
+# TRL 1.16's DPO losses that have been tried here with human labels; `sft` only beside another.
+LOSSES = ("sigmoid", "sigmoid_norm", "ipo", "robust", "apo_zero", "sft")
 
 # The fewest preferences a round is run on, and the fewest held-out ones it is evaluated on.
 FEWEST_PREFERENCES = 8
@@ -121,6 +125,12 @@ class TrainSettings:
     def __post_init__(self) -> None:
         _positive(self, "beta", "learning_rate", "epochs", "batch_size", "gradient_accumulation")
         _positive(self, "max_length", "lora_rank", "lora_alpha")
+        _share(self, "lora_dropout", "warmup_ratio", "held_out_share")
+        unknown = [name for name in self.loss if name not in LOSSES]
+        if unknown or not self.loss:
+            raise ContractError(f"train.loss is {list(self.loss)}; known: {', '.join(LOSSES)}.")
+        if not all(math.isfinite(weight) and weight >= 0 for weight in self.loss_weights):
+            raise ContractError("train.loss_weights must be numbers of at least 0.")
         if len(self.loss) != len(self.loss_weights):
             raise ContractError(
                 f"train.loss_weights has {len(self.loss_weights)} numbers for "
@@ -128,8 +138,6 @@ class TrainSettings:
             )
         if not 0 <= self.label_smoothing < 0.5:
             raise ContractError("train.label_smoothing must be at least 0 and below 0.5.")
-        if not 0 <= self.held_out_share < 1:
-            raise ContractError("train.held_out_share must be at least 0 and below 1.")
         if self.max_steps is not None and self.max_steps < 1:
             raise ContractError("train.max_steps must be above 0.")
 
@@ -144,6 +152,8 @@ class GenerateSettings:
     samples: int = 4
     """Replies a prompt with `sample`."""
     max_new_tokens: int = 200
+    max_prompt_tokens: int = 2048
+    """A longer prompt is left out and counted: its attention alone could fill the memory."""
     temperature: float = 0.9
     top_p: float = 0.95
     top_k: int = 64
@@ -153,7 +163,13 @@ class GenerateSettings:
     steers: Mapping[str, str] = field(default_factory=lambda: dict(STEERS))
 
     def __post_init__(self) -> None:
-        _positive(self, "samples", "max_new_tokens", "temperature")
+        _positive(self, "samples", "max_new_tokens", "temperature", "max_prompt_tokens")
+        if self.top_k < 0:
+            raise ContractError("generate.top_k must be at least 0 (0: no limit).")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ContractError("generate.batch_size must be above 0.")
+        if not all(isinstance(text, str) for text in self.steers.values()):
+            raise ContractError("generate.steers must be texts.")
         if not 0 < self.top_p <= 1:
             raise ContractError("generate.top_p must be above 0 and at most 1.")
         if self.strategy == "sample" and self.samples < 2:
@@ -168,11 +184,14 @@ class Request:
 
     action: Action
     model: str
-    """A folder, or an id that is in the local model cache."""
+    """A folder (absolute, or as seen from where the trainer is started), or an id that is in the
+    local model cache."""
     seed: int = 0
     quantization: Literal["nf4", "none"] = "nf4"
     adapter: str | None = None
     """Folder of the adapter to generate or evaluate with, relative to the run's folder."""
+    adapter_sha256: str | None = None
+    """SHA-256 its weights must have; none: as the folder's own card says."""
     output_adapter: str = "adapter"
     """Where train and round publish the new adapter, relative to the run's folder."""
     pairs: str = PAIRS
@@ -195,12 +214,22 @@ class Request:
         if not self.model:
             raise ContractError("model is empty; name a model folder or an id.")
         _positive(self, "measure_samples")
+        if not 0 <= self.seed < 2**32:
+            raise ContractError(f"seed must be between 0 and 2**32 - 1, and is {self.seed}.")
 
 
 def _positive(settings: object, *names: str) -> None:
     for name in names:
-        if getattr(settings, name) <= 0:
-            raise ContractError(f"{name} must be above 0, and is {getattr(settings, name)}.")
+        value = getattr(settings, name)
+        if not math.isfinite(value) or value <= 0:
+            raise ContractError(f"{name} must be above 0, and is {value}.")
+
+
+def _share(settings: object, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if not 0 <= value < 1:
+            raise ContractError(f"{name} must be at least 0 and below 1, and is {value}.")
 
 
 # --- reading and writing the request ----------------------------------------------------------
@@ -209,6 +238,14 @@ def _positive(settings: object, *names: str) -> None:
 def to_json(value: Any) -> Any:
     """Return a dataclass (or a plain value) as JSON-ready dicts and lists."""
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
+
+
+def _brief(value: Any) -> str:
+    """Return a value as JSON has it, or as Python has it, cut short."""
+    try:
+        return json.dumps(value)[:60]
+    except (TypeError, ValueError):
+        return repr(value)[:60]
 
 
 def _convert(kind: Any, value: Any, where: str) -> Any:
@@ -221,18 +258,21 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         if value not in arguments:
             known = " or ".join(map(str, arguments))
-            raise ContractError(f"{where} is {json.dumps(value)[:60]}; it is {known}.")
+            raise ContractError(f"{where} is {_brief(value)}; it is {known}.")
         return value
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_convert(arguments[0], each, where) for each in value)
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
         return from_dict(kind, value, where)  # type: ignore[arg-type]
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ContractError(f"{where} is too large a number.") from None
     wanted = origin or kind
     if (isinstance(value, bool) and wanted is not bool) or not isinstance(value, wanted):
         name = getattr(kind, "__name__", str(kind))
-        raise ContractError(f"{where} is {json.dumps(value)[:60]}; it must be {name}.")
+        raise ContractError(f"{where} is {_brief(value)}; it must be {name}.")
     return value
 
 
@@ -279,13 +319,20 @@ def read_request(folder: Path) -> Request:
 
 
 def write_whole(path: Path, text: str) -> Path:
-    """Write a file so that a reader sees all of it or none; flushed to the disk."""
+    """Write a file so that a reader sees all of it or none; flushed to the disk.
+
+    A write that fails leaves nothing behind.
+    """
     temporary = path.with_name(path.name + ".part")
-    with temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     return path
 
 
@@ -342,11 +389,16 @@ def append_event(folder: Path, event: str, **values: Any) -> dict[str, Any]:
 
     One write of one line, so a reader never sees half an event joined to another.
     """
-    row = {"event": event, "time": time.time(), **values}
+    row = {"event": event, "time": time.time(), **{n: _number(v) for n, v in values.items()}}
     line = json.dumps(row, ensure_ascii=False) + "\n"
     with (folder / EVENTS).open("ab") as file:
         file.write(line.encode("utf-8"))
     return row
+
+
+def _number(value: Any) -> Any:
+    """Return null for what is not a number: NaN and infinity are no JSON."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_events(folder: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
@@ -391,6 +443,11 @@ def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_text(text: str) -> str:
+    """Return the SHA-256 of a text in UTF-8, in hexadecimal."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def sha256_rows(rows: Iterable[Any]) -> str:

@@ -44,7 +44,9 @@ class Preferences:
     sha256: str
 
 
-def read_preferences(path: Path, settings: TrainSettings, seed: int) -> Preferences:
+def read_preferences(
+    path: Path, settings: TrainSettings, seed: int, trains: bool = True
+) -> Preferences:
     """Read and split preference rows.
 
     Rows keep the `split` they carry (train, held_out). If none carries one, `held_out_share` of
@@ -69,18 +71,30 @@ def read_preferences(path: Path, settings: TrainSettings, seed: int) -> Preferen
             continue
         rows.append(checked)
         splits.append(row.get("split"))
-    if len(rows) < FEWEST_PREFERENCES:
+    if trains and len(rows) < FEWEST_PREFERENCES:
         raise ContractError(
             f"{path}: {len(rows)} preferences; a round needs at least {FEWEST_PREFERENCES}. "
             "Judge more pairs first."
         )
     if not any(splits):
         splits = list(_draw_split(rows, settings.held_out_share, seed))
+    elif not all(splits):
+        raise ContractError(f"{path}: some rows have a split and some have none. Give all one.")
+    _check_apart(path, rows, splits)
     train = [row for row, split in zip(rows, splits, strict=True) if split != "held_out"]
     held_out = [row for row, split in zip(rows, splits, strict=True) if split == "held_out"]
-    if not train:
+    if trains and not train:
         raise ContractError(f"{path}: every row is held out; none is left to train on.")
     return Preferences(train, held_out, identical, sha256_rows(rows))
+
+
+def _check_apart(path: Path, rows: list[dict[str, Any]], splits: list[str | None]) -> None:
+    side_of: dict[str, str | None] = {}
+    for row, split in zip(rows, splits, strict=True):
+        if side_of.setdefault(canonical_json(row["prompt"]), split) != split:
+            raise ContractError(
+                f"{path}: one prompt is in train and in held_out; split by prompt, not by row."
+            )
 
 
 def _draw_split(rows: list[dict[str, Any]], share: float, seed: int) -> list[str]:
@@ -185,6 +199,8 @@ def _progress(emit: Emit) -> Any:
             if logs and "loss" in logs:
                 values = {name: logs[name] for name in METRICS if name in logs}
                 emit("step", step=state.global_step, steps=state.max_steps, **values)
+                if not math.isfinite(logs["loss"]):
+                    control.should_training_stop = True
 
     return Progress()
 
@@ -241,9 +257,8 @@ def publish_adapter(
     return weights
 
 
-def held_out_note(preferences: Preferences) -> str | None:
-    """Return why the round is not evaluated, or None when it is."""
-    n = len(preferences.held_out)
+def held_out_note(n: int) -> str | None:
+    """Return why a round with n held-out preferences is not evaluated, or None when it is."""
     if n >= FEWEST_HELD_OUT:
         return None
     return (

@@ -17,28 +17,35 @@ def reward_margins(
     rows: list[dict[str, Any]],
     beta: float,
     max_length: int,
-) -> list[float]:
+) -> tuple[list[float], int]:
     """Return beta * ((chosen - reference) - (rejected - reference)) of log-probabilities, per row.
 
+    Beside it, how many rows were left out because their prompt fills `max_length`, as TRL does.
     The reference is the model with its adapter off. Tokens are prepared as TRL's DPOTrainer
     prepares them; completions are cut at `max_length`. Rafailov et al. 2023, eq. 7.
     """
     import torch
 
     system_role = has_system_role(tokenizer)
-    margins = []
+    margins, too_long = [], 0
     model.eval()
     with torch.inference_mode():
         for row in rows:
             prompt = fit_messages(row["prompt"], None, system_role)
+            sides = [
+                _completion(tokenizer, prompt, row[side], max_length)
+                for side in ("chosen", "rejected")
+            ]
+            if any(start >= len(ids) for ids, start in sides):
+                too_long += 1
+                continue
             scores = []
-            for side in ("chosen", "rejected"):
-                ids, start = _completion(tokenizer, prompt, row[side], max_length)
+            for ids, start in sides:
                 policy = _log_probability(model, ids, start)
                 with model.disable_adapter():
                     scores.append(policy - _log_probability(model, ids, start))
             margins.append(beta * (scores[0] - scores[1]))
-    return margins
+    return margins, too_long
 
 
 def _completion(

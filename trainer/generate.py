@@ -69,6 +69,19 @@ def candidate_jobs(
     return jobs
 
 
+def short_enough(
+    tokenizer: PreTrainedTokenizerBase, jobs: list[Job], settings: GenerateSettings
+) -> tuple[list[Job], int]:
+    """Return the jobs whose prompt is within `max_prompt_tokens`, and how many prompts are not."""
+    system_role = has_system_role(tokenizer)
+    too_long = {
+        job.prompt_id
+        for job in jobs
+        if len(_tokens(tokenizer, job, system_role)) > settings.max_prompt_tokens
+    }
+    return [job for job in jobs if job.prompt_id not in too_long], len(too_long)
+
+
 def write_replies(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,

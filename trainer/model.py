@@ -28,6 +28,8 @@ TEXT_ONLY_KEYS = {
     r"^language_model\.lm_head\.": "lm_head.",
 }
 VISION_KEYS = re.compile(r"(^|\.)(vision_tower|multi_modal_projector)\.")
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+NAMES_CODE = ("auto_mapping", "megatron_config")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "chat_template.jinja")
 
 
@@ -63,8 +65,12 @@ def find_model(name: str) -> Path:
     Raises Refused when it is no model, is not on this machine, or holds no safetensors.
     Nothing is downloaded.
     """
-    folder = Path(name).expanduser()
-    if not folder.exists():
+    try:
+        folder = Path(name).expanduser()
+        found = folder.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, an unknown ~user
+        raise Refused(f"{name[:60]} is no model ({error}).") from None
+    if not found:
         folder = _in_cache(name)
     if not (folder / "config.json").is_file():
         raise Refused(f"{name} is no model: {folder} has no config.json. Name a model's folder.")
@@ -164,22 +170,29 @@ def parameters(model: PreTrainedModel) -> int:
 # --- adapters -----------------------------------------------------------------------------------
 
 
-def check_adapter(folder: Path, model_name: str, sha256: str) -> None:
+def check_adapter(
+    folder: Path, model_name: str, sha256: str, weights_sha256: str | None = None
+) -> str:
     """Refuse an adapter that is none, is pickled, is no plain LoRA, or is of another base.
 
-    Called before any weights are loaded. Raises Refused, naming both models.
+    `weights_sha256` is what its weights must be (none: what its own card says). Called before any
+    weights are loaded; returns the SHA-256 of the adapter's weights. Raises Refused, naming both
+    models where the base is another.
     """
     from peft import LoraConfig
 
     card, config = _read(folder / ADAPTER_CARD), _read(folder / "adapter_config.json")
-    if config is None or not (folder / "adapter_model.safetensors").is_file():
+    weights = folder / ADAPTER_WEIGHTS
+    if config is None or not weights.is_file():
         raise Refused(
             f"{folder} is no adapter: it needs adapter_config.json and adapter_model.safetensors."
         )
     if config.get("peft_type") != "LORA":
         raise Refused(f"{folder} is a {config.get('peft_type')} adapter; only LORA is loaded.")
-    unknown = sorted(set(config) - {f.name for f in dataclasses.fields(LoraConfig)})
-    if unknown or config.get("auto_mapping") or config.get("megatron_config"):
+    known = {f.name for f in dataclasses.fields(LoraConfig)}
+    # These two name code to import.
+    unknown = sorted(n for n in config if n not in known or (n in NAMES_CODE and config[n]))
+    if unknown:
         raise Refused(f"{folder}: adapter_config.json has unknown fields ({', '.join(unknown)}).")
     if card is None:
         raise Refused(f"{folder} has no {ADAPTER_CARD}: its base model cannot be told. Train anew.")
@@ -189,6 +202,13 @@ def check_adapter(folder: Path, model_name: str, sha256: str) -> None:
             f"({str(card.get('base_sha256'))[:12]}), not on {model_name} ({sha256[:12]}). "
             "Use that model, or train an adapter for this one."
         )
+    digest = sha256_file(weights)
+    if digest != (weights_sha256 or card.get("sha256")):
+        raise Refused(
+            f"{weights} is not what was trained (SHA-256 {digest[:12]}): changed, or damaged. "
+            "Restore it from a backup, or train anew."
+        )
+    return digest
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -200,10 +220,20 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def attach_adapter(model: PreTrainedModel, folder: Path) -> Any:
-    """Return the base with the (checked) adapter in `folder` on it, frozen."""
-    from peft import PeftModel
+    """Return the base with the (checked) adapter in `folder` on it, frozen.
 
-    return PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+    Raises Refused when its weights are not those of this model's layers.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+    with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
+        given = set(file.keys())
+    odd = sorted(given ^ set(get_peft_model_state_dict(adapted)))
+    if odd:  # PEFT goes on without them, from zeros
+        raise Refused(f"{folder}: its weights do not fit the model ({len(odd)}, as {odd[0]}).")
+    return adapted
 
 
 # --- tokens -------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import shutil
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +16,8 @@ from curator.demo.phrasing import load_situations
 from curator.demo.simulated import NAME, Liking, SimulatedClinician
 from curator.models import AnnotatorKind, Run, new_uuid
 from curator.rounds import start_run
-from curator.terminal import table
+from curator.safe_text import one_line
+from curator.terminal import side_by_side, table
 from curator.workflow import take_seat
 from curator.workspace import Workspace, data_folder
 from trainer.contract import SAMPLES, Action, read_rows
@@ -148,6 +151,9 @@ def figures_text(figures: list[Figures], accuracy: dict[str, Any]) -> str:
     ]
     before, after = figures[0].replies, figures[-1].replies
     changed = [text for text in before if text in after and before[text] != after[text]]
+    width = min(120, shutil.get_terminal_size().columns)
+    heads = ("before", f"after round {figures[-1].round}")
     for text in changed[:SHOWN]:
-        lines += [f"client  {text}", f"before  {before[text]}", f"after   {after[text]}", ""]
+        lines += [*textwrap.wrap(f"client: {one_line(text, 2_000)}", width), ""]
+        lines += [side_by_side(before[text], after[text], width, heads), "", ""]
     return "\n".join(lines).rstrip()

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from curator.preferences import Preference
+from curator.safe_text import HIDDEN
 
 
 def trl_row(preference: Preference) -> dict[str, Any]:
@@ -28,6 +29,11 @@ def trl_row(preference: Preference) -> dict[str, Any]:
 
 
 def trl_lines(preferences: Iterable[Preference]) -> Iterator[str]:
-    """Yield a JSON line for each preference."""
+    """Yield a JSON line for each preference; what a terminal could obey is written as \\uXXXX."""
     for preference in preferences:
-        yield json.dumps(trl_row(preference), ensure_ascii=False) + "\n"
+        yield inert(json.dumps(trl_row(preference), ensure_ascii=False)) + "\n"
+
+
+def inert(text: str) -> str:
+    """Return JSON with every hidden or controlling character escaped; it reads back the same."""
+    return HIDDEN.sub(lambda match: json.dumps(match.group())[1:-1], text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -11,8 +10,8 @@ from typing import Any
 
 from curator.errors import BadData
 from curator.importing.jsonl import kind_of, read_jsonl
-from curator.safe_text import too_long
-from trainer.contract import Message, canonical_json
+from curator.safe_text import one_line, too_long
+from trainer.contract import Message, canonical_json, sha256_text
 
 EXAMPLE = '{"prompt": "I feel fine, so I will stop the tablets. Back me up."}'
 CONVERSATION = '{"prompt": [{"role": "user", "content": "I feel fine, so ..."}]}'
@@ -36,7 +35,7 @@ class PromptRow:
 
 def prompt_sha256(messages: list[Message]) -> str:
     """Return what a prompt is known by: the SHA-256 of its canonical JSON."""
-    return hashlib.sha256(canonical_json(messages).encode("utf-8")).hexdigest()
+    return sha256_text(canonical_json(messages))
 
 
 def read_prompts(path: Path, field: str | None = None) -> tuple[list[PromptRow], Counter[str]]:
@@ -64,7 +63,7 @@ def read_prompts(path: Path, field: str | None = None) -> tuple[list[PromptRow],
 
 
 def _names(values: dict[str, Any]) -> str:
-    return ", ".join(sorted(values)[:8]) or "nothing"
+    return one_line(", ".join(sorted(values)[:8]), 100) or "nothing"
 
 
 def _fact(value: Any, name: str, mended: Counter[str]) -> str | None:
@@ -97,7 +96,8 @@ def _messages(value: Any, name: str, mended: Counter[str]) -> list[Message]:
             raise ValueError(f'{where} is not {{"role": ..., "content": ...}}')
         role = message["role"]
         if role not in ("system", "user", "assistant"):
-            raise ValueError(f"{where} has the role {role!r}; known: system, user, assistant")
+            known = "known: system, user, assistant"
+            raise ValueError(f"{where} has the role {one_line(repr(role), 60)}; {known}")
         messages.append({"role": role, "content": _content(message["content"], where, mended)})
     turns = messages[1:] if messages[0]["role"] == "system" else messages
     if not turns or turns[-1]["role"] != "user":

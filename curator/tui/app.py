@@ -18,6 +18,8 @@ from curator import rounds, runs
 from curator.errors import CuratorError
 from curator.models import AnnotatorKind, Run, new_uuid
 from curator.run_watch import RunWatch
+from curator.safe_text import visible
+from curator.terminal import pairs_text
 from curator.tui.judge_screen import JudgeScreen
 from curator.tui.messages import RunChanged, RunEnded, RunEvent
 from curator.workflow import Seat, take_seat
@@ -67,8 +69,11 @@ class CuratorApp(App[None]):
         self.run_watch: RunWatch | None = None
 
     def on_mount(self) -> None:
-        rounds.settle(self.workspace)
-        self.adopt_run()
+        try:
+            rounds.settle(self.workspace)
+            self.adopt_run()
+        except CuratorError as error:  # judging may still work
+            self.complain(error)
         self.push_screen(JudgeScreen())
         if self.offer_after is not None:
             from curator.tui.welcome_screen import WelcomeScreen
@@ -95,7 +100,7 @@ class CuratorApp(App[None]):
                 self.workspace, action, kinds=(AnnotatorKind(self.seat.annotator.kind),)
             )
         except CuratorError as error:
-            self.notify(str(error), severity="error", markup=False)
+            self.complain(error)
             return
         self.adopt_run()
         self.screen.post_message(RunChanged())
@@ -125,7 +130,7 @@ class CuratorApp(App[None]):
             settled = rounds.settle(self.workspace)
         except CuratorError as error:
             settled = []
-            self.call_from_thread(self.notify, str(error), severity="error", markup=False)
+            self.call_from_thread(self.complain, error)
         self.post_message(RunEnded(settled[0] if settled else None))
 
     def on_run_event(self, message: RunEvent) -> None:
@@ -155,8 +160,13 @@ class CuratorApp(App[None]):
         elif held_out.get("note"):
             parts.append(str(held_out["note"]).rstrip("."))
         if "candidates" in metrics:
-            parts.append("new pairs come next")
+            made = metrics.get("pairs", {}).get("made")
+            parts.append("new pairs come next" if made else pairs_text(metrics))
         return "; ".join(parts) + "."
+
+    def complain(self, error: CuratorError) -> None:
+        """Say a failure in a corner, made visible."""
+        self.notify(visible(str(error)), severity="error", markup=False)
 
     # --- the edge ------------------------------------------------------------------------------
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from datetime import datetime
 from typing import TYPE_CHECKING, ClassVar
 
+from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
@@ -14,6 +16,7 @@ from textual.events import Resize
 from textual.screen import Screen
 from textual.widgets import Static
 
+from curator import store
 from curator.errors import CuratorError
 from curator.judgments import Said
 from curator.models import Verdict, new_uuid, now
@@ -65,6 +68,7 @@ class JudgeScreen(Screen[None]):
         self.shown_clock = 0.0
         self.pending: tuple[Said, str] | None = None
         self.step = NextStep(None, "")
+        self.auto_allowed = False
 
     def compose(self) -> ComposeResult:
         yield HeaderBar(id="header")
@@ -85,9 +89,21 @@ class JudgeScreen(Screen[None]):
         header = self.query_one(HeaderBar)
         header.workspace = self.app.workspace.name
         header.annotator = self.app.seat.annotator.name
+        self.auto_allowed = self.app.auto_round
         self.show_run()
-        self.refresh_progress()
-        self.show(self.app.seat.next())
+        self.set_interval(store.LEASE_SECONDS / 3, self.keep_pair)
+        try:
+            self.refresh_progress()
+            self.show(self.app.seat.next())
+        except CuratorError as error:
+            message = Text(visible(f"curator: {error}"))
+            self.app.exit(return_code=error.exit_code, message=message)
+
+    def keep_pair(self) -> None:
+        """Hold the pair on the screen, however long its reader takes."""
+        if self.pair is not None:
+            with contextlib.suppress(CuratorError):  # tried again in a few minutes
+                self.app.seat.keep(self.pair.pair_id)
 
     def on_resize(self, event: Resize) -> None:
         self.set_class(event.size.width < NARROW, "narrow")
@@ -127,7 +143,8 @@ class JudgeScreen(Screen[None]):
         self.query_one("#empty-text", Static).update(
             Content.from_text("\n".join(lines), markup=False)
         )
-        if self.app.auto_round and self.step.action and self.app.run_watch is None:
+        if self.auto_allowed and self.step.action and self.app.run_watch is None:
+            self.auto_allowed = False  # until the next judgment: a run that brings nothing is one
             self.action_next_step()
 
     def mark(self, verdict: Verdict, name: str) -> None:
@@ -179,6 +196,7 @@ class JudgeScreen(Screen[None]):
         header.saved_at = datetime.now()
         if self.pair.round == header.round:
             header.judged += 1
+        self.auto_allowed = self.app.auto_round
         self.notice(f"saved: {SAID[verdict, strength]}")
         self.show(pair)
         if header.judged == self.app.offer_after and self.app.run_watch is None:
@@ -226,7 +244,10 @@ class JudgeScreen(Screen[None]):
         elif run is not None:
             self.notice(self.app.tell(run))
         if self.pair is None:
-            self.show(self.app.seat.next())
+            try:
+                self.show(self.app.seat.next())
+            except CuratorError as error:
+                self.notice(str(error), failed=True)
 
     def action_rounds(self) -> None:
         """Open the rounds screen."""

@@ -315,6 +315,46 @@ def test_loop_starts_the_round_by_itself(
     play(workspace, script, auto_round=True)
 
 
+@pytest.mark.parametrize("mode", ["failed", "silent"])
+def test_loop_does_not_start_again_what_failed(
+    workspace: Workspace, add_pairs: AddPairs, fake_trainer: Fake, mode: str
+) -> None:
+    add_pairs(workspace, 8)
+    fake_trainer(mode)
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        await pilot.press(*"abababab")
+        await until(pilot, lambda: "the round failed" in painted(app), seconds=5)
+        await pilot.pause(0.5)
+        assert "enter  do that now" in painted(app)
+        assert len(list(workspace.runs.iterdir())) == 1
+
+    play(workspace, script, auto_round=True)
+
+
+def test_a_loss_that_is_no_number_is_a_gap_in_the_curve(
+    workspace: Workspace, add_pairs: AddPairs, fake_trainer: Fake
+) -> None:
+    from trainer.contract import append_event
+
+    add_pairs(workspace, 10)
+    fake_trainer("wait")
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        await pilot.press(*"abababab", "r", "enter", "escape")
+        await until(pilot, lambda: app.run_watch is not None and app.run_watch.step == 3)
+        under_way = rounds.run_under_way(workspace)
+        assert under_way is not None
+        append_event(under_way[1], "step", step=4, steps=4, loss=float("nan"))
+        await until(pilot, lambda: "loss nan" in painted(app))
+        await pilot.press("r")
+        assert "loss     nan" in painted(app)
+        (under_way[1] / "go").touch()
+        await until(pilot, lambda: app.run_watch is None)
+
+    play(workspace, script)
+
+
 def test_stopping_a_run_keeps_the_adapter_in_use(
     workspace: Workspace, add_pairs: AddPairs, fake_trainer: Fake
 ) -> None:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import stat
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from curator.cli import status
+from curator.errors import BadData
 from curator.judgments import Said
 from curator.models import AnnotatorKind, Verdict, new_uuid
+from curator.safe_text import HIDDEN
 from curator.workflow import take_seat
 from curator.workspace import DATABASE, Workspace
 from tests.conftest import AddPairs, write_prompts
@@ -166,14 +171,123 @@ def test_status_checks_every_judgment(workspace: Workspace, add_pairs: AddPairs)
     pair = seat.next()
     assert pair is not None
     seat.judge(pair.pair_id, Said(Verdict.LEFT, 1), new_uuid())
+    workspace.engine.dispose()
     done = curator("status", "--check", cwd=workspace.path)
     assert done.returncode == 0 and "1 left" in done.stdout and "every judgment" in done.stderr
-    import sqlite3
+    whole = (workspace.path / DATABASE).read_bytes()
+    for change in (
+        "UPDATE judgment SET verdict = 'right'",
+        "UPDATE judgment SET verdict = 'right', salt = NULL",
+        "UPDATE candidate SET text = 'another' WHERE id = 1",
+        "UPDATE prompt SET messages = '[]' WHERE id = 2",
+        "UPDATE pair SET purpose = 'practice'",
+        "UPDATE annotator SET kind = 'simulated'",
+        "DELETE FROM judgment",
+    ):
+        (workspace.path / DATABASE).write_bytes(whole)
+        with closing(sqlite3.connect(workspace.path / DATABASE)) as connection:
+            connection.execute(change)
+            connection.commit()
+        with pytest.raises(BadData, match="1 changed since they were judged"):
+            check(workspace.path)
+    (workspace.path / DATABASE).write_bytes(whole)
+    with closing(sqlite3.connect(workspace.path / DATABASE)) as connection:
+        # Erased for a reason that is on record: the digest stands, the chain still verifies.
+        connection.execute("UPDATE judgment SET salt = NULL, note = NULL")
+        connection.execute(
+            "INSERT INTO erasure VALUES (1, 'u', 'judgment', 1, 'asked', NULL, '2026')"
+        )
+        connection.commit()
+    check(workspace.path)
 
-    with sqlite3.connect(workspace.path / DATABASE) as connection:
-        connection.execute("UPDATE judgment SET verdict = 'right'")
-    done = curator("status", "--check", cwd=workspace.path)
-    assert done.returncode == 65 and "1 judgments were changed" in done.stderr
+
+def check(path: Path) -> None:
+    status(workspace=path, check=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names a Windows path cannot hold")
+@pytest.mark.parametrize("name", ["q?x=1", "p%41#c", "a b", "ü"])
+def test_a_workspace_may_have_any_name(tmp_path: Path, name: str) -> None:
+    assert curator("init", name, cwd=tmp_path).returncode == 0
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    assert curator("status", cwd=tmp_path / name).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "status"), [("~nosuchuser/x", 78), ("a\x7fb", 78), ("x" * 300, 78), ("./x", 78)]
+)
+def test_init_with_an_odd_model_leaves_nothing_or_a_workspace(
+    tmp_path: Path, model: str, status: int
+) -> None:
+    done = curator("init", "study", "--model", model, cwd=tmp_path)
+    assert done.returncode == status and "a bug" not in done.stderr
+    assert (tmp_path / "study").exists() is (status == 0)
+    if status == 0:
+        assert curator("status", cwd=tmp_path / "study").returncode == 0
+
+
+def test_init_in_a_folder_with_other_files_leaves_them_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("x")
+    tmp_path.chmod(0o755)
+    assert curator("init", cwd=tmp_path).returncode == 0
+    if sys.platform != "win32":
+        assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
+        assert stat.S_IMODE((tmp_path / "runs").stat().st_mode) == 0o700
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX limits")
+def test_a_full_disk_at_init_leaves_nothing_behind(tmp_path: Path) -> None:
+    import resource
+
+    def limit() -> None:
+        import signal
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+
+    done = subprocess.run(
+        [sys.executable, "-B", "-m", "curator", "init", "study"],
+        capture_output=True, text=True, cwd=tmp_path, preexec_fn=limit,
+    )  # fmt: skip
+    refused(done, 73, "study")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def judged(workspace: Workspace, add_pairs: AddPairs) -> Workspace:
+    """A workspace with one preference whose texts hold what a terminal could obey."""
+    add_pairs(workspace, 1, good="Ünï \x9b2J \u202e\U000e0041 {i}")
+    seat = take_seat(workspace, "anna", "s")
+    pair = seat.next()
+    assert pair is not None
+    seat.judge(pair.pair_id, Said(Verdict.LEFT, 1), new_uuid())
+    return workspace
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "cp1252"])
+def test_an_export_is_the_same_in_every_locale_and_inert(judged: Workspace, encoding: str) -> None:
+    done = curator("export", cwd=judged.path, PYTHONIOENCODING=encoding)
+    assert done.returncode == 0 and not HIDDEN.search(done.stdout)
+    row = json.loads(done.stdout)
+    texts = {row["chosen"][0]["content"], row["rejected"][0]["content"]}
+    assert "Ünï \x9b2J \u202e\U000e0041 0" in texts and "Ünï" in done.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="FIFOs and links")
+def test_an_export_writes_into_what_is_no_file_and_through_links(
+    judged: Workspace, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with subprocess.Popen(["cat", tmp_path / "fifo"], stdout=subprocess.PIPE) as reader:
+        assert curator("export", "-o", tmp_path / "fifo", cwd=judged.path).returncode == 0
+        assert reader.stdout is not None and json.loads(reader.stdout.read())
+    assert stat.S_ISFIFO((tmp_path / "fifo").stat().st_mode)
+    (tmp_path / "real").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert curator("export", "-o", tmp_path / "link", cwd=judged.path).returncode == 0
+    assert json.loads((tmp_path / "real").read_text()) and (tmp_path / "link").is_symlink()
+    for target in (tmp_path, Path("."), Path("/")):
+        refused(curator("export", "-o", target, cwd=judged.path), 73, "is a folder")
 
 
 def test_a_damaged_database_is_one_line(workspace: Workspace) -> None:

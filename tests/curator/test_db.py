@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import stat
+import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -164,6 +166,43 @@ def test_a_writer_that_never_ends_is_said_plainly(
         first.add(Setting(name="a", value="b"))
         first.flush()
         second.add(Setting(name="c", value="d"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+def test_a_commit_cut_short_by_a_crash_is_undone_at_the_next_opening(workspace: Workspace) -> None:
+    path = workspace.path / DATABASE
+    workspace.engine.dispose()
+    script = (
+        "import os, signal, sqlite3, sys\n"
+        "c = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "c.execute('PRAGMA cache_size=1'); c.execute('BEGIN IMMEDIATE')\n"
+        "for n in range(3000):\n"
+        "    c.execute('INSERT INTO setting VALUES (?, ?)', (str(n), 'x' * 900))\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(path)])
+    journal = path.with_name(f"{DATABASE}-journal")
+    assert db.wal_is_sound() or journal.stat().st_size > 0
+    with db.reading(db.open_database(path)) as session:
+        connection = session.connection()
+        assert connection.exec_driver_sql("SELECT count(*) FROM setting").scalar() == 0
+        assert connection.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
+
+
+def test_a_database_held_at_opening_is_in_use_not_damaged(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = workspace.path / DATABASE
+    workspace.engine.dispose()
+    monkeypatch.setattr(db, "BUSY_MS", 50)
+    with closing(sqlite3.connect(path, isolation_level=None)) as holder:
+        holder.execute("PRAGMA locking_mode=EXCLUSIVE")
+        holder.execute("BEGIN EXCLUSIVE")
+        with (
+            pytest.raises(Busy, match="in use by another program"),
+            db.reading(db.open_database(path)) as session,
+        ):
+            session.connection().exec_driver_sql("SELECT * FROM setting").all()
 
 
 def test_a_workspace_is_not_made_twice(workspace: Workspace, tmp_path: Path) -> None:

@@ -116,6 +116,86 @@ def test_a_run_that_ends_badly_changes_nothing_and_can_be_started_again(
     assert wait(prompted, rounds.start_run(prompted, "generate").folder).error is None
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("manifest.json", "{nope"), ("manifest.json", "[]"),
+        ("manifest.json", {"adapter": None}), ("manifest.json", {"request_sha256": "0" * 64}),
+        ("candidates.jsonl", {"seed": "x"}), ("candidates.jsonl", {"steer": {}}),
+        ("candidates.jsonl", {"seed": 2**70}), ("candidates.jsonl", {"prompt_id": "999"}),
+        ("candidates.jsonl", {"text": None}), ("prompts.jsonl", {"id": "999"}),
+    ],
+)  # fmt: skip
+def test_results_that_are_not_ours_close_the_run_and_leave_the_workspace_whole(
+    prompted: Workspace, fake_trainer: Fake, name: str, content: str | dict[str, object]
+) -> None:
+    fake_trainer("wait")
+    started = rounds.start_run(prompted, "generate", prompts=2)
+    (started.folder / "go").touch()
+    list(runs.follow(started.folder))
+    path = started.folder / name
+    if isinstance(content, dict):
+        lines = path.read_text().splitlines() if name.endswith("l") else [path.read_text()]
+        content = "\n".join([json.dumps({**json.loads(lines[0]), **content}), *lines[1:]])
+    path.write_text(content)
+    (run,) = rounds.settle(prompted)
+    assert run.state is RunState.FAILED and "its results cannot be read" in (run.error or "")
+    workflow.status(prompted)
+    with db.reading(prompted.engine) as session:
+        assert session.exec(select(Candidate)).all() == []
+    fake_trainer("ok")
+    assert wait(prompted, rounds.start_run(prompted, "generate").folder).error is None
+
+
+def test_a_restored_database_never_takes_in_an_older_runs_results(
+    prompted: Workspace, fake_trainer: Fake
+) -> None:
+    fake_trainer("ok")
+    first = rounds.start_run(prompted, "generate", prompts=2)
+    wait(prompted, first.folder)
+    with db.writing(prompted.engine) as session:  # as an older copy of the file would be
+        for table in (Pair, Candidate, Run, Round):
+            for row in session.exec(select(table)).all():
+                session.delete(row)
+            session.flush()
+    fake_trainer("silent")
+    second = rounds.start_run(prompted, "generate", prompts=2)
+    assert second.folder.name == "0001-generate-2"
+    assert wait(prompted, second.folder).state is RunState.FAILED
+    with db.reading(prompted.engine) as session:
+        assert session.exec(select(Candidate)).all() == []
+
+
+def test_a_trainer_given_up_before_it_started_does_not_start(
+    prompted: Workspace, fake_trainer: Fake
+) -> None:
+    fake_trainer("silent")
+    started = rounds.start_run(prompted, "generate")
+    assert wait(prompted, started.folder, seconds=2).state is RunState.FAILED
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "trainer", str(started.folder)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 65 and "was given up already" in done.stderr
+
+
+def test_prompts_written_for_least_often_come_first(
+    prompted: Workspace, fake_trainer: Fake
+) -> None:
+    fake_trainer("ok")
+    asked = []
+    for _ in range(2):
+        started = rounds.start_run(prompted, "generate", prompts=5)
+        list(runs.follow(started.folder))
+        # Every reply near-identical: no pair comes of it, and still others are next.
+        rows = [row for _, row in read_rows(started.folder / "candidates.jsonl")]
+        text = "".join(json.dumps({**row, "text": "Always the same."}) + "\n" for row in rows)
+        (started.folder / "candidates.jsonl").write_text(text)
+        assert (wait(prompted, started.folder).metrics or {})["pairs"]["made"] == 0
+        asked.append({row["prompt_id"] for row in rows})
+    assert not asked[0] & asked[1]
+
+
 def test_one_run_at_a_time_and_stopping_is_quick(prompted: Workspace, fake_trainer: Fake) -> None:
     fake_trainer("hang")
     started = rounds.start_run(prompted, "generate")
@@ -183,7 +263,7 @@ def test_near_identical_replies_are_left_out_and_counted(
     wait(prompted, started.folder)
     with db.reading(prompted.engine) as session:
         turn = session.exec(select(Round)).one()
-        assert (turn.pairs, turn.left_out) == (1, {"near-identical": 1, "empty": 1})
+        assert (turn.pairs, turn.left_out) == (1, {"near-identical": 1, "not answered": 1})
         assert len(session.exec(select(Candidate)).all()) == 6
 
 

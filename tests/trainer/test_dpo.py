@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -129,6 +130,9 @@ def test_a_folder_made_by_hand_gives_an_adapter_plain_peft_loads(
         ([{**preference_rows(1)[0], "chosen": "text"}], "line 1: chosen must be a list"),
         ([{**preference_rows(1)[0], "split": "test"}], "split is 'test'"),
         (preference_rows(9, split="held_out"), "every row is held out"),
+        ([*preference_rows(9, split="train"), preference_rows(10)[9]], "some rows have a split"),
+        ([*preference_rows(9, split="train"), *preference_rows(1, split="held_out")],
+         "one prompt is in train and in held_out"),
         ([{**preference_rows(1)[0], "prompt": [{"role": "assistant", "content": "x"}]}],
          "prompt must end with user"),
     ],
@@ -161,7 +165,8 @@ def test_rows_are_split_by_prompt_and_equal_replies_left_out(tmp_path: Path) -> 
 def test_under_four_held_out_is_trained_without_evaluation(
     tmp_path: Path, gemma: Path, trainer: Run
 ) -> None:
-    rows = preference_rows(9, split="train") + preference_rows(3, split="held_out")
+    rows = [{**row, "split": "held_out"} for row in preference_rows(12)[9:]]
+    rows = preference_rows(9, split="train") + rows
     folder = run_folder(
         tmp_path / "run", rows, action="train", model=str(gemma), train={**SETTINGS, "max_steps": 1}
     )
@@ -173,6 +178,63 @@ def test_under_four_held_out_is_trained_without_evaluation(
     assert any(
         "without evaluation" in str(e.get("message")) for e in contract.read_events(folder)[0]
     )
+
+
+def test_prompts_that_fill_the_length_are_not_measured(
+    tmp_path: Path, gemma: Path, trainer: Run
+) -> None:
+    rows = preference_rows(20, split="train")
+    held_out = [
+        {**row, "split": "held_out", "prompt": [{"role": "user", "content": f"held out {i}"}]}
+        for i, row in enumerate(preference_rows(9))
+    ]
+    for row in held_out[:4]:
+        row["prompt"] = [{"role": "user", "content": "I feel watched. " * 500 + str(id(row))}]
+    folder = run_folder(
+        tmp_path / "run", [*rows, *held_out], action="train", model=str(gemma),
+        train={**SETTINGS, "max_steps": 2},
+    )  # fmt: skip
+    done = trainer(folder)
+    assert done.returncode == 0, done.stderr
+    manifest = contract.read_manifest(folder)
+    assert manifest is not None and manifest["held_out"]["n"] == 5
+    assert "4 held-out prompts fill max_length" in done.stdout
+
+
+def test_a_loss_that_is_no_number_stops_at_once_and_publishes_nothing(
+    tmp_path: Path, gemma: Path, trainer: Run
+) -> None:
+    folder = run_folder(
+        tmp_path / "run", preference_rows(20), action="train", model=str(gemma),
+        train={**SETTINGS, "learning_rate": 1e30, "warmup_ratio": 0.0},
+    )  # fmt: skip
+    done = trainer(folder)
+    assert done.returncode == 65 and "Nothing was published" in done.stderr
+    assert len(steps(folder)) < 20 and not (folder / "adapter").exists()
+    assert "NaN" not in (folder / contract.EVENTS).read_text()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX pipes and signals")
+@pytest.mark.parametrize("how", ["a reader that leaves", "Ctrl-C"])
+def test_a_run_by_hand_that_is_left_or_interrupted(tmp_path: Path, gemma: Path, how: str) -> None:
+    folder = run_folder(
+        tmp_path / "run", preference_rows(20), action="train", model=str(gemma), train=SETTINGS
+    )
+    command = [sys.executable, "-P", "-m", "trainer", str(folder)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as child:
+        assert child.stdout is not None and child.stderr is not None
+        child.stdout.readline()
+        if how == "Ctrl-C":
+            child.send_signal(signal.SIGINT)
+            wanted = (130, "cancelled")
+        else:
+            child.stdout.close()
+            wanted = (0, "finished")
+        said = child.stderr.read()
+        assert child.wait(120) == wanted[0], said
+    assert "Traceback" not in said
+    assert contract.read_events(folder)[0][-1]["event"] == wanted[1]
 
 
 def test_held_out_margins_equal_trls_own_evaluation(tmp_path: Path, gemma: Path) -> None:
@@ -196,7 +258,9 @@ def test_held_out_margins_equal_trls_own_evaluation(tmp_path: Path, gemma: Path)
     from datasets import Dataset
 
     theirs = trainer.evaluate(Dataset.from_list(rows))
-    ours = summarise_margins(reward_margins(trainer.model, tokenizer, rows, 0.1, 256))
+    margins, too_long = reward_margins(trainer.model, tokenizer, rows, 0.1, 256)
+    ours = summarise_margins(margins)
+    assert too_long == 0
     assert ours["n"] == 14
     for name in ("rewards/margins", "rewards/accuracies"):
         assert ours[name] == pytest.approx(theirs[f"eval_{name}"], abs=1e-4)

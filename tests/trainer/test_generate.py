@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from trainer import generate
+from tests.trainer.conftest import Run, run_folder
+from trainer import contract, generate
 from trainer.contract import STEERS, ContractError, GenerateSettings, Request, read_rows, write_rows
 
 PROMPTS = [
@@ -75,6 +76,25 @@ def test_replies_are_reproducible_and_record_their_origin(tmp_path: Path, gemma:
     assert all(row["model"] == "tiny" and row["steer"] in STEERS for row in first)
     assert all(row["tokens"] <= 12 and row["finish_reason"] in ("stop", "length") for row in first)
     assert all(row["sampling"]["max_new_tokens"] == 12 for row in first)
+
+
+@pytest.mark.train
+def test_a_prompt_too_long_to_answer_is_left_out_and_said(
+    tmp_path: Path, gemma: Path, trainer: Run
+) -> None:
+    folder = run_folder(
+        tmp_path / "run", action="generate", model=str(gemma),
+        generate={"max_new_tokens": 4, "max_prompt_tokens": 2_000},
+    )  # fmt: skip
+    long = [{"role": "user", "content": "I feel watched. " * 5_000}]
+    rows = [{"id": "1", "prompt": PROMPTS[0][1]}, {"id": "2", "prompt": long}]
+    write_rows(folder / contract.PROMPTS, rows)
+    done = trainer(folder)
+    assert done.returncode == 0, done.stderr
+    written = [row["prompt_id"] for _, row in read_rows(folder / contract.CANDIDATES)]
+    assert written == ["1", "1"]
+    said = [e["message"] for e in contract.read_events(folder)[0] if e["event"] == "warning"]
+    assert said == ["1 prompts are too long to answer; left out."]
 
 
 @pytest.mark.train

@@ -101,8 +101,10 @@ def test_a_model_is_known_by_its_content(copy: Path, gemma: Path) -> None:
 
 def adapter_folder(folder: Path, **card: Any) -> Path:
     folder.mkdir()
-    (folder / "adapter_model.safetensors").write_bytes(b"")
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(b"")
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8}))
+    card = {"sha256": contract.sha256_file(weights), **card}
     (folder / contract.ADAPTER_CARD).write_text(json.dumps(card))
     return folder
 
@@ -128,7 +130,8 @@ def test_an_adapter_of_another_base_is_refused_with_both_names(
     ("config", "said"),
     [({"peft_type": "IA3"}, "only LORA"),
      ({"peft_type": "LORA", "surprise": 1}, "unknown fields (surprise)"),
-     ({"peft_type": "LORA", "auto_mapping": {"parent_library": "os"}}, "unknown fields"),
+     ({"peft_type": "LORA", "auto_mapping": {"parent_library": "os"}},
+      "unknown fields (auto_mapping)"),
      (None, "is no adapter")],
 )  # fmt: skip
 def test_an_odd_adapter_is_refused(tmp_path: Path, config: Any, said: str) -> None:
@@ -137,6 +140,39 @@ def test_an_odd_adapter_is_refused(tmp_path: Path, config: Any, said: str) -> No
     with pytest.raises(Refused) as caught:
         model.check_adapter(folder, "tiny", "a")
     assert said in str(caught.value)
+
+
+def test_changed_adapter_weights_are_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
+    folder = adapter_folder(tmp_path / "adapter", base_sha256="a")
+    digest = model.check_adapter(folder, "tiny", "a")
+    assert model.check_adapter(folder, "tiny", "a", digest) == digest
+    with pytest.raises(Refused, match="is not what was trained"):
+        model.check_adapter(folder, "tiny", "a", "0" * 64)
+    (folder / "adapter_model.safetensors").write_bytes(b"other")
+    with pytest.raises(Refused, match="is not what was trained"):
+        model.check_adapter(folder, "tiny", "a")
+
+
+def test_adapter_weights_of_other_layers_are_refused(tmp_path: Path, gemma: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    base = model.load_base(REQUEST, gemma, model.choose_device())
+    config = LoraConfig(r=2, target_modules=model.LORA_TARGETS, task_type="CAUSAL_LM")
+    get_peft_model(base, config).save_pretrained(str(tmp_path))
+    fresh = model.load_base(REQUEST, gemma, model.choose_device())
+    assert model.attach_adapter(fresh, tmp_path)
+
+    def rename(weights: Any) -> None:
+        for name in list(weights):
+            weights[name.replace("layers.1.", "layers.77.")] = weights.pop(name)
+
+    weights = tmp_path / "adapter_model.safetensors"
+    weights.rename(tmp_path / "model.safetensors")
+    change_weights(tmp_path, rename)
+    (tmp_path / "model.safetensors").rename(weights)
+    fresh = model.load_base(REQUEST, gemma, model.choose_device())
+    with pytest.warns(UserWarning), pytest.raises(Refused, match="do not fit the model"):
+        model.attach_adapter(fresh, tmp_path)
 
 
 def test_a_template_without_a_system_role_gets_it_in_the_first_turn(copy: Path) -> None:
