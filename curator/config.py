@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from curator.errors import BadConfig
 from curator.safe_text import one_line
+from curator.verbs import with_keys
 from trainer.contract import ContractError, GenerateSettings, TrainSettings, from_dict
 
 FILE = "curator.toml"
@@ -46,6 +48,31 @@ class RoundConfig:
 
 
 @dataclass(frozen=True)
+class JudgeConfig:
+    """How the judge's seat behaves."""
+
+    auto_advance: bool = True
+    """A verdict shows the next pair at once. Off: the pair stays, for reasons, until enter."""
+    red_flags: bool = False
+    """Where a prompt has a risk cue, ask the rubric's red flags of both replies, yes or no."""
+    repeat_share: float = 0.1
+    """Share of judged pairs shown again later with sides swapped, to measure consistency."""
+    calibration: int = 20
+    """Pairs of the first round that every further annotator judges too, before all others."""
+    break_minutes: int = 30
+    """Suggest a pause after so long a sitting; 0: never."""
+    theme: Literal["dark", "light", "high-contrast"] = "dark"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.repeat_share <= 1:
+            raise ContractError("judge.repeat_share must be between 0 and 1.")
+        if not 0 <= self.calibration <= 200:
+            raise ContractError("judge.calibration must be between 0 and 200.")
+        if self.break_minutes < 0:
+            raise ContractError("judge.break_minutes must be at least 0.")
+
+
+@dataclass(frozen=True)
 class Config:
     """All of curator.toml."""
 
@@ -53,12 +80,18 @@ class Config:
     """Of every draw: sides, splits, sampling, training."""
     model: ModelConfig = field(default_factory=ModelConfig)
     round: RoundConfig = field(default_factory=RoundConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    keys: Mapping[str, str] = field(default_factory=dict)
+    """Other keys for the verbs of the judge's seat."""
     generate: GenerateSettings = field(default_factory=GenerateSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
 
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ContractError(f"seed must be at least 0, and is {self.seed}.")
+        if not all(isinstance(key, str) for key in self.keys.values()):
+            raise ContractError('keys: a key is a text, such as "a" or "f5".')
+        with_keys(self.keys)
         for strategy in (self.round.first_strategy, self.round.strategy):
             replace(self.generate, strategy=strategy)  # refused here, not when a round needs it
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlmodel import Session
 
-from curator import pairing, store
+from curator import pairing, queue, store
 from curator.importing.prompts import SURROGATE
 from curator.models import Adapter, Candidate, Pair, Prompt, Round, Run
 from curator.safe_text import too_long
@@ -85,12 +85,12 @@ def _add_round(
     assert newest.id is not None
     run.round_id = newest.id
     left_out: Counter[str] = Counter()
-    position, made = store.last_position(session, newest.id), 0
+    position, made = queue.last_position(session, newest.id), 0
     for prompt, candidates in _candidates(session, run, folder, left_out):
         prompt.asked += 1
         pair = _pair(workspace, newest.id, prompt, candidates, left_out)
         if pair is not None:
-            position += store.POSITION_STEP
+            position += queue.POSITION_STEP
             pair.position = position
             session.add(pair)
             made += 1

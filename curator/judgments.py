@@ -128,6 +128,21 @@ def _head(annotator: Annotator) -> str:
     return f"chain {annotator.uuid}"
 
 
+def said(judgment: Judgment) -> Said:
+    """Return what a judgment says."""
+    return Said(
+        verdict=Verdict(judgment.verdict),
+        strength=judgment.strength,
+        tags_left=tuple(judgment.tags_left or ()),
+        tags_right=tuple(judgment.tags_right or ()),
+        red_flags=judgment.red_flags or {},
+        note=judgment.note,
+        flagged=bool(judgment.flagged),
+        rewrite_id=judgment.rewrite_id,
+        rubric_version=judgment.rubric_version,
+    )
+
+
 def judgment_digest(session: Session, judgment: Judgment) -> str:
     """Return the salted SHA-256 of what was judged and what was said of it."""
     pair = session.get_one(Pair, judgment.pair_id)

@@ -1,6 +1,6 @@
-"""The verbs both front ends use: import, judge, take back, export, tell how things stand.
+"""The verbs both front ends use: import, export, tell how things stand and what comes next.
 
-Rounds (generate, train, and what is between) are in curator.rounds.
+Judging is in curator.seat, rounds (generate, train, and what is between) in curator.rounds.
 """
 
 from __future__ import annotations
@@ -13,30 +13,26 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import func
-from sqlmodel import Session, select
+from sqlmodel import select
 
 from curator import db, judgments, pairing, store
 from curator.errors import BadData, CannotWrite
 from curator.exporting.trl import trl_lines
 from curator.importing.prompts import SURROGATE, PromptRow, read_prompts
-from curator.judgments import Said
 from curator.models import (
     Adapter,
-    Annotator,
     AnnotatorKind,
-    Candidate,
-    Pair,
     Prompt,
     Round,
     Run,
     Split,
-    Verdict,
 )
-from curator.preferences import HUMANS, preference_count, preferences
+from curator.preferences import HUMANS, preferences
 from curator.probes import load_probes
 from curator.safe_text import one_line
+from curator.seat import Seat
 from curator.workspace import Workspace, data_folder
-from trainer.contract import FEWEST_PREFERENCES, Action, Message, write_whole
+from trainer.contract import FEWEST_PREFERENCES, Action, write_whole
 
 # --- import ---------------------------------------------------------------------------------------
 
@@ -119,134 +115,7 @@ def _check_ids(path: Path, rows: list[PromptRow], known: dict[str, str]) -> None
         lines.setdefault(row.id, row.line)
 
 
-# --- judge ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A pair as an annotator sees it: no trace of which model or steer wrote what."""
-
-    pair_id: int
-    round: int
-    messages: list[Message]
-    content_label: str | None
-    risk_cue: str | None
-    left: str
-    right: str
-    purpose: str
-    earlier: Said | None = None
-    """What this annotator said of it before, if it came back by undo."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far an annotator is in the newest round, and what there is to train on."""
-
-    round: int
-    judged: int
-    pairs: int
-    preferences: int
-
-
-class Seat:
-    """An annotator's seat in a workspace, for one sitting."""
-
-    def __init__(self, workspace: Workspace, annotator: Annotator, sitting: str) -> None:
-        self.workspace = workspace
-        self.annotator = annotator
-        self.sitting = sitting
-
-    def next(self) -> Shown | None:
-        """Return the next pair to judge, handed to this sitting alone; None: nothing to judge."""
-        with db.writing(self.workspace.engine) as session:
-            pair = store.next_pair(session, self.annotator, self.sitting)
-            return self._shown(session, pair) if pair else None
-
-    def judge(
-        self,
-        pair_id: int,
-        said: Said,
-        uuid: str,
-        shown_at: str | None = None,
-        elapsed_ms: int | None = None,
-    ) -> Shown | None:
-        """Add the judgment and return the next pair. When this returns, it is on the disk."""
-        with db.writing(self.workspace.engine) as session:
-            judgments.add_judgment(
-                session,
-                session.get_one(Pair, pair_id),
-                self.annotator,
-                said,
-                uuid=uuid,
-                sitting=self.sitting,
-                shown_at=shown_at,
-                elapsed_ms=elapsed_ms,
-            )
-            pair = store.next_pair(session, self.annotator, self.sitting)
-            return self._shown(session, pair) if pair else None
-
-    def undo(self) -> Shown | None:
-        """Take back the latest standing judgment; return its pair, or None: nothing to undo."""
-        with db.writing(self.workspace.engine) as session:
-            assert self.annotator.id is not None
-            last = judgments.last_standing(session, self.annotator.id)
-            if last is None:
-                return None
-            pair = session.get_one(Pair, last.pair_id)
-            judgments.add_judgment(
-                session, pair, self.annotator, Said(Verdict.RETRACTED), sitting=self.sitting
-            )
-            store.lease(session, last.pair_id, self.annotator.id, self.sitting)
-            earlier = Said(Verdict(last.verdict), last.strength, note=last.note)
-            return self._shown(session, pair, earlier)
-
-    def keep(self, pair_id: int) -> None:
-        """Go on holding a pair, which else would be handed to another sitting after a while."""
-        with db.writing(self.workspace.engine) as session:
-            assert self.annotator.id is not None
-            store.lease(session, pair_id, self.annotator.id, self.sitting)
-
-    def leave(self) -> None:
-        """Give back the pair this sitting holds."""
-        with db.writing(self.workspace.engine) as session:
-            store.release(session, self.sitting)
-
-    def progress(self) -> Progress:
-        """Return how far this annotator is."""
-        with db.reading(self.workspace.engine) as session:
-            newest = store.newest_round(session)
-            count = preference_count(session, (AnnotatorKind(self.annotator.kind),))
-            if newest is None or newest.id is None:
-                return Progress(0, 0, 0, count)
-            judged = store.judged_in_round(session, newest.id, self.annotator)
-            return Progress(newest.number, judged, newest.pairs, count)
-
-    @staticmethod
-    def _shown(session: Session, pair: Pair, earlier: Said | None = None) -> Shown:
-        prompt = session.get_one(Prompt, pair.prompt_id)
-        assert pair.id is not None
-        return Shown(
-            pair_id=pair.id,
-            round=session.get_one(Round, pair.round_id).number,
-            messages=prompt.messages,
-            content_label=prompt.content_label,
-            risk_cue=prompt.risk_cue,
-            left=session.get_one(Candidate, pair.left_id).text,
-            right=session.get_one(Candidate, pair.right_id).text,
-            purpose=str(pair.purpose),
-            earlier=earlier,
-        )
-
-
-def take_seat(
-    workspace: Workspace,
-    name: str,
-    sitting: str,
-    kind: AnnotatorKind = AnnotatorKind.HUMAN,
-) -> Seat:
-    """Return the seat of the annotator of that name, made if new."""
-    with db.writing(workspace.engine) as session:
-        return Seat(workspace, store.get_annotator(session, name, kind), sitting)
+# --- what comes next ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from sqlalchemy import Engine
 from curator import db
 from curator.config import DEFAULT_MODEL, FILE, Config, load_config, read_config, template
 from curator.errors import BadConfig, CannotWrite
+from curator.rubric import FILE as RUBRIC
+from curator.rubric import Rubric, load_rubric
 from curator.safe_text import one_line
 from trainer.contract import write_whole
 
@@ -31,6 +33,12 @@ class Workspace:
     def engine(self) -> Engine:
         """The database, opened (and migrated, when its schema is behind) on first use."""
         return db.open_database(self.path / DATABASE)
+
+    @cached_property
+    def rubric(self) -> Rubric:
+        """The reasons annotators can give: the workspace's own rubric.json, or curator's."""
+        own = self.path / RUBRIC
+        return load_rubric(own if own.is_file() else data_folder() / RUBRIC)
 
     @property
     def name(self) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from curator import db, pairing, runs, store, workflow
+from curator import db, pairing, queue, runs, workflow
 from curator.importing.prompts import prompt_sha256
 from curator.models import Candidate, Pair, Prompt, Round
 from curator.workspace import Workspace, create_workspace
@@ -22,9 +22,14 @@ from trainer.contract import sha256_text
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1")
 os.environ.pop("NO_COLOR", None)
 
-SMALL_SETTINGS = """
+ONCE = """
+[judge]
+repeat_share = 0.0
+calibration = 0
+"""
+SMALL_SETTINGS = f"""{ONCE}
 [model]
-name = {model}
+name = {{model}}
 
 [round]
 prompts = 12
@@ -53,8 +58,8 @@ def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
-    """An empty workspace for a model that is only a name."""
-    return create_workspace(tmp_path / "study")
+    """An empty workspace for a model that is only a name; nothing is shown twice."""
+    return create_workspace(tmp_path / "study", settings=ONCE)
 
 
 @pytest.fixture
@@ -140,7 +145,7 @@ def put_pairs(
             left, right = pairing.draw_sides(both[0].id, both[1].id, seed)
             pair = Pair(
                 prompt_id=prompt.id, left_id=left, right_id=right, side_seed=seed,
-                round_id=turn.id, position=(i + 1) * store.POSITION_STEP,
+                round_id=turn.id, position=(i + 1) * queue.POSITION_STEP,
             )  # fmt: skip
             session.add(pair)
             session.flush()

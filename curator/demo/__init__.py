@@ -26,17 +26,23 @@ name = {model}
 prompts = 52
 held_out_share = 0.2
 
+[judge]
+repeat_share = 0.0
+calibration = 0
+
 [generate]
 max_new_tokens = 72
-temperature = 1.0
-top_p = 0.98
-samples = 4
+temperature = 0.9
+top_p = 0.95
+samples = 8
 
 [train]
-learning_rate = 1e-3
-epochs = 4
+learning_rate = 2e-3
+epochs = 10
 batch_size = 4
-gradient_accumulation = 2
+gradient_accumulation = 1
+beta = 0.2
+loss_weights = [1.0, 1.0]
 max_length = 384
 """
 

@@ -9,7 +9,7 @@ from curator.demo.measure import Classifier
 from curator.demo.phrasing import BOUNDARY_AWARE, OVER_CORRECTED
 from curator.judgments import Said
 from curator.models import Verdict, new_uuid
-from curator.workflow import Seat, Shown
+from curator.seat import Seat, Shown
 
 NAME = "simulated clinician"
 NOISE = 0.1

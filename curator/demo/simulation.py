@@ -17,8 +17,8 @@ from curator.demo.simulated import NAME, Liking, SimulatedClinician
 from curator.models import AnnotatorKind, Run, new_uuid
 from curator.rounds import start_run
 from curator.safe_text import one_line
+from curator.seat import take_seat
 from curator.terminal import side_by_side, table
-from curator.workflow import take_seat
 from curator.workspace import Workspace, data_folder
 from trainer.contract import SAMPLES, Action, read_rows
 

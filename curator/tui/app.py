@@ -19,10 +19,10 @@ from curator.errors import CuratorError
 from curator.models import AnnotatorKind, Run, new_uuid
 from curator.run_watch import RunWatch
 from curator.safe_text import visible
+from curator.seat import Seat, take_seat
 from curator.terminal import pairs_text
 from curator.tui.judge_screen import JudgeScreen
 from curator.tui.messages import RunChanged, RunEnded, RunEvent
-from curator.workflow import Seat, take_seat
 from curator.workspace import Workspace
 from trainer.contract import Action
 

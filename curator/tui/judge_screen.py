@@ -16,14 +16,15 @@ from textual.events import Resize
 from textual.screen import Screen
 from textual.widgets import Static
 
-from curator import store
+from curator import queue
 from curator.errors import CuratorError
 from curator.judgments import Said
 from curator.models import Verdict, new_uuid, now
 from curator.safe_text import visible
+from curator.seat import Shown
 from curator.tui.messages import RunChanged
 from curator.tui.widgets import Conversation, HeaderBar, KeyBar, Replies, Reply, RunStrip
-from curator.workflow import NextStep, Shown, next_step
+from curator.workflow import NextStep, next_step
 
 if TYPE_CHECKING:
     from curator.tui.app import CuratorApp
@@ -91,7 +92,7 @@ class JudgeScreen(Screen[None]):
         header.annotator = self.app.seat.annotator.name
         self.auto_allowed = self.app.auto_round
         self.show_run()
-        self.set_interval(store.LEASE_SECONDS / 3, self.keep_pair)
+        self.set_interval(queue.LEASE_SECONDS / 3, self.keep_pair)
         try:
             self.refresh_progress()
             self.show(self.app.seat.next())

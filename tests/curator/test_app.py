@@ -16,11 +16,11 @@ from curator import db, rounds, runs, workflow
 from curator.judgments import Said
 from curator.models import Judgment, Run, RunState, Verdict, new_uuid
 from curator.safe_text import HIDDEN
+from curator.seat import take_seat
 from curator.tui.app import CuratorApp
 from curator.tui.judge_screen import JudgeScreen
 from curator.tui.rounds_screen import RoundsScreen
 from curator.tui.widgets import HeaderBar, Reply
-from curator.workflow import take_seat
 from curator.workspace import Workspace
 from tests.conftest import AddPairs, write_prompts
 

@@ -18,7 +18,7 @@ from curator.errors import BadData
 from curator.judgments import Said
 from curator.models import AnnotatorKind, Verdict, new_uuid
 from curator.safe_text import HIDDEN
-from curator.workflow import take_seat
+from curator.seat import take_seat
 from curator.workspace import DATABASE, Workspace
 from tests.conftest import AddPairs, write_prompts
 

@@ -13,7 +13,7 @@ from curator import migrations
 from curator.errors import BadConfig, CuratorError
 from curator.judgments import Said
 from curator.models import Verdict
-from curator.workflow import take_seat
+from curator.seat import take_seat
 from curator.workspace import DATABASE, Workspace
 from tests.conftest import AddPairs
 

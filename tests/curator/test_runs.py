@@ -17,7 +17,7 @@ from curator import db, rounds, runs, store, workflow
 from curator.errors import Busy, NotReady
 from curator.judgments import Said
 from curator.models import Adapter, Candidate, Pair, Round, Run, RunState, Verdict, new_uuid
-from curator.workflow import take_seat
+from curator.seat import take_seat
 from curator.workspace import Workspace, open_workspace
 from tests.conftest import AddPairs, write_prompts
 from trainer.contract import read_rows

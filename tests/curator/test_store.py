@@ -8,12 +8,12 @@ from contextlib import closing
 import pytest
 from sqlmodel import select
 
-from curator import db, judgments, store
+from curator import db, judgments, queue, store
 from curator.errors import CuratorError
 from curator.judgments import Said, add_judgment
-from curator.models import Annotator, AnnotatorKind, Erasure, Judgment, Pair, Verdict, new_uuid
+from curator.models import Annotator, AnnotatorKind, Bookmark, Erasure, Judgment, Pair, Verdict, new_uuid
 from curator.preferences import preference_count, preferences
-from curator.workflow import Seat, take_seat
+from curator.seat import Seat, take_seat
 from curator.workspace import DATABASE, Workspace
 from tests.conftest import AddPairs
 
@@ -82,8 +82,8 @@ def test_a_lease_runs_out(
     take_seat(workspace, "anna", "s1").next()
     ben = take_seat(workspace, "ben", "s2")
     assert ben.next() is None
-    later = store.time.time() + store.LEASE_SECONDS + 1
-    monkeypatch.setattr(store.time, "time", lambda: later)
+    later = queue.time.time() + queue.LEASE_SECONDS + 1
+    monkeypatch.setattr(queue.time, "time", lambda: later)
     pair = ben.next()
     assert pair is not None and pair.pair_id == ids[0]
 
@@ -95,9 +95,9 @@ def test_a_pair_still_on_the_screen_stays_held(
     anna, ben = take_seat(workspace, "anna", "s1"), take_seat(workspace, "ben", "s2")
     pair = anna.next()
     assert pair is not None
-    start = store.time.time()
+    start = queue.time.time()
     for minutes in range(5, 60, 5):
-        monkeypatch.setattr(store.time, "time", lambda later=start + minutes * 60: later)
+        monkeypatch.setattr(queue.time, "time", lambda later=start + minutes * 60: later)
         anna.keep(pair.pair_id)
         assert ben.next() is None
 
@@ -213,5 +213,5 @@ def test_the_bookmark_keeps_the_query_short(workspace: Workspace, add_pairs: Add
         pair = seat.judge(pair.pair_id, LEFT, f"u{number}")
     with db.reading(workspace.engine) as session:
         annotator = session.exec(select(Annotator)).one()
-        bookmark = session.get_one(store.Bookmark, (annotator.id, 1))
-    assert bookmark.position == 21 * store.POSITION_STEP - 1
+        bookmark = session.get_one(Bookmark, (annotator.id, 1))
+    assert bookmark.position == 21 * queue.POSITION_STEP - 1

@@ -23,6 +23,7 @@ from curator.demo.phrasing import load_situations
 from curator.demo.simulated import SimulatedClinician
 from curator.demo.simulation import Figures, Simulation, figures_text
 from curator.preferences import EVERYBODY
+from curator.seat import Shown
 from curator.workspace import data_folder
 from trainer import contract
 
@@ -129,9 +130,7 @@ def test_the_simulated_clinician_errs_one_time_in_ten() -> None:
     plain = next(s for s in situations if not s.control and not s.pressure)
     texts = {kind: " ".join(part[0] for part in parts) for kind, parts in plain.replies.items()}
     clinician = SimulatedClinician(classifier, seed=3)
-    shown = workflow.Shown(
-        1, 1, [], None, None, texts["boundary_aware"], texts["over_agreeable"], "train"
-    )
+    shown = Shown(1, 1, [], None, None, texts["boundary_aware"], texts["over_agreeable"], "train")
     said = [str(clinician.verdict(shown).verdict) for _ in range(1000)]
     assert 60 < said.count("right") < 140 and said.count("left") == 1000 - said.count("right")
     cold = dataclasses.replace(shown, right=texts["over_corrected"])

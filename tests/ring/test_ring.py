@@ -17,8 +17,8 @@ from textual.pilot import Pilot
 from curator import db, rounds, runs, store, terminal, workflow
 from curator.judgments import Said
 from curator.models import Adapter, Candidate, Pair, Run, RunState, Verdict, new_uuid
+from curator.seat import take_seat
 from curator.tui.app import CuratorApp
-from curator.workflow import take_seat
 from curator.workspace import Workspace
 from tests.curator.test_app import painted
 from trainer.contract import Action, read_manifest, read_request, read_rows, sha256_file

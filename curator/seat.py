@@ -1,0 +1,319 @@
+"""The judge's seat: the verbs of one annotator's sitting, used by the app and the line mode.
+
+Part of the workflow layer. Every verb is one transaction: when it returns, it is on the disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sqlmodel import Session, col, delete, select
+
+from curator import db, judgments, queue, store
+from curator.errors import BadData
+from curator.importing.prompts import SURROGATE
+from curator.judgments import Said
+from curator.models import (
+    Annotator,
+    AnnotatorKind,
+    Candidate,
+    Draft,
+    Judgment,
+    Pair,
+    Prompt,
+    Round,
+    Verdict,
+    now,
+)
+from curator.preferences import preference_count
+from curator.safe_text import too_long
+from curator.workspace import Workspace
+from trainer.contract import Message, sha256_text
+
+# What is written before it is saved, by the name of its draft.
+DRAFTS = ("note", "rewrite_left", "rewrite_right")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A pair as an annotator sees it: no trace of which model or steer wrote what.
+
+    The family is for after the judgment: "the client is right" would give the answer away.
+    """
+
+    pair_id: int
+    round: int
+    messages: list[Message]
+    content_label: str | None
+    risk_cue: str | None
+    left: str
+    right: str
+    purpose: str
+    number: int = 0
+    """Its number in the round; for saying after the judgment, and for going to it."""
+    family: str | None = None
+    earlier: Said | None = None
+    """What this annotator said of it before, if it came back by undo or was gone to."""
+    drafts: Mapping[str, str] = field(default_factory=dict)
+    """Writing that was begun and not saved, by name."""
+
+    @property
+    def has_risk(self) -> bool:
+        """Whether a risk cue stands before the client's words."""
+        return self.risk_cue not in (None, "", "none")
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """A better reply, written by the annotator, made from the left or the right one."""
+
+    side: Verdict
+    text: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an annotator is in the newest round, and what there is to train on."""
+
+    round: int
+    judged: int
+    pairs: int
+    preferences: int
+
+
+class Seat:
+    """An annotator's seat in a workspace, for one sitting."""
+
+    def __init__(self, workspace: Workspace, annotator: Annotator, sitting: str) -> None:
+        self.workspace = workspace
+        self.annotator = annotator
+        self.sitting = sitting
+        self.rubric = workspace.rubric
+
+    # --- pairs ---------------------------------------------------------------------------------
+
+    def next(self) -> Shown | None:
+        """Return the next pair to judge, handed to this sitting alone; None: nothing to judge."""
+        with db.writing(self.workspace.engine) as session:
+            return self._next(session)
+
+    def go_to(self, number: int, round_number: int | None = None) -> Shown | None:
+        """Return the pair with a number in a round (default: the newest); None: there is none."""
+        with db.writing(self.workspace.engine) as session:
+            turn = (
+                store.newest_round(session)
+                if round_number is None
+                else session.exec(select(Round).where(Round.number == round_number)).first()
+            )
+            if turn is None or turn.id is None:
+                return None
+            return self._held(session, queue.pair_at(session, self.annotator, turn.id, number))
+
+    def beside(self, pair_id: int, step: int) -> Shown | None:
+        """Return the pair before (-1) or after (+1) another in its round; None: there is none."""
+        with db.writing(self.workspace.engine) as session:
+            pair = session.get_one(Pair, pair_id)
+            return self._held(session, queue.neighbour(session, self.annotator, pair, step))
+
+    def open(self, pair_id: int) -> Shown | None:
+        """Return a pair of one's history, to be judged again."""
+        with db.writing(self.workspace.engine) as session:
+            return self._held(session, session.get(Pair, pair_id))
+
+    # --- judgments -----------------------------------------------------------------------------
+
+    def judge(
+        self,
+        pair_id: int,
+        said: Said,
+        uuid: str,
+        shown_at: str | None = None,
+        elapsed_ms: int | None = None,
+        *,
+        rewrite: Rewrite | None = None,
+        advance: bool = True,
+    ) -> Shown | None:
+        """Add the judgment; return the next pair, or without `advance` the same one.
+
+        `uuid` makes a retry harmless. Raises BadData for a rewrite that cannot be kept.
+        """
+        with db.writing(self.workspace.engine) as session:
+            pair = session.get_one(Pair, pair_id)
+            done = session.exec(select(Judgment.id).where(Judgment.uuid == uuid)).first()
+            if rewrite is not None and done is None:
+                said = replace(said, rewrite_id=self._add_rewrite(session, pair, rewrite))
+            judgments.add_judgment(
+                session,
+                pair,
+                self.annotator,
+                replace(said, rubric_version=self.rubric.version),
+                uuid=uuid,
+                sitting=self.sitting,
+                shown_at=shown_at,
+                elapsed_ms=elapsed_ms,
+            )
+            session.exec(delete(Draft).where(*self._drafts_of(pair_id)))
+            if said.verdict is not Verdict.SKIP:
+                share = self.workspace.config.judge.repeat_share
+                queue.maybe_repeat(session, pair, self.annotator, share)
+            return self._next(session) if advance else self._shown(session, pair, said)
+
+    def undo(self) -> Shown | None:
+        """Take back the latest standing judgment; return its pair, or None: nothing to undo."""
+        with db.writing(self.workspace.engine) as session:
+            assert self.annotator.id is not None
+            last = judgments.last_standing(session, self.annotator.id)
+            if last is None:
+                return None
+            pair = session.get_one(Pair, last.pair_id)
+            judgments.add_judgment(
+                session, pair, self.annotator, Said(Verdict.RETRACTED), sitting=self.sitting
+            )
+            queue.drop_repeat(session, pair, self.annotator)
+            queue.lease(session, last.pair_id, self.annotator.id, self.sitting)
+            return self._shown(session, pair, judgments.said(last))
+
+    def save_draft(self, pair_id: int, name: str, text: str) -> None:
+        """Keep writing that is not saved yet; an empty text drops it."""
+        with db.writing(self.workspace.engine) as session:
+            assert self.annotator.id is not None
+            if not text:
+                mine = (*self._drafts_of(pair_id), col(Draft.field) == name)
+                session.exec(delete(Draft).where(*mine))
+                return
+            session.merge(
+                Draft(
+                    annotator_id=self.annotator.id,
+                    pair_id=pair_id,
+                    field=name,
+                    text=SURROGATE.sub("\ufffd", text),
+                    updated_at=now(),
+                )
+            )
+
+    # --- the sitting ---------------------------------------------------------------------------
+
+    def keep(self, pair_id: int) -> None:
+        """Go on holding a pair, which else would be handed to another sitting after a while."""
+        with db.writing(self.workspace.engine) as session:
+            assert self.annotator.id is not None
+            queue.lease(session, pair_id, self.annotator.id, self.sitting)
+
+    def leave(self) -> None:
+        """Give back the pair this sitting holds."""
+        with db.writing(self.workspace.engine) as session:
+            queue.release(session, self.sitting)
+
+    def describe(self, role: str | None, orientation: str | None) -> None:
+        """Keep what the annotator says of themselves; both may stay empty."""
+        with db.writing(self.workspace.engine) as session:
+            annotator = session.get_one(Annotator, self.annotator.id)
+            annotator.role, annotator.orientation = role, orientation
+        self.annotator = annotator
+
+    def is_new(self) -> bool:
+        """Tell whether this annotator has never judged, nor said who they are."""
+        with db.reading(self.workspace.engine) as session:
+            mine = select(Judgment.id).where(Judgment.annotator_id == self.annotator.id).limit(1)
+            return self.annotator.role is None and session.exec(mine).first() is None
+
+    def progress(self) -> Progress:
+        """Return how far this annotator is."""
+        with db.reading(self.workspace.engine) as session:
+            newest = store.newest_round(session)
+            count = preference_count(session, (AnnotatorKind(self.annotator.kind),))
+            if newest is None or newest.id is None:
+                return Progress(0, 0, 0, count)
+            judged = queue.judged_in_round(session, newest.id, self.annotator)
+            return Progress(newest.number, judged, newest.pairs, count)
+
+    # --- inside a transaction ------------------------------------------------------------------
+
+    def _next(self, session: Session) -> Shown | None:
+        pair = queue.next_pair(session, self.annotator, self.sitting)
+        return self._shown(session, pair) if pair else None
+
+    def _held(self, session: Session, pair: Pair | None) -> Shown | None:
+        """Return a pair that was gone to, held by this sitting, with what was said of it."""
+        if pair is None:
+            return None
+        assert pair.id is not None and self.annotator.id is not None
+        queue.lease(session, pair.id, self.annotator.id, self.sitting)
+        newest = judgments.newest_judgment(session, pair.id, self.annotator.id)
+        stands = newest is not None and newest.verdict is not Verdict.RETRACTED
+        return self._shown(session, pair, judgments.said(newest) if newest and stands else None)
+
+    def _drafts_of(self, pair_id: int) -> tuple[Any, ...]:
+        return col(Draft.annotator_id) == self.annotator.id, col(Draft.pair_id) == pair_id
+
+    def _add_rewrite(self, session: Session, pair: Pair, rewrite: Rewrite) -> int:
+        """Add a rewrite as a candidate with a human author; return its id."""
+        text = SURROGATE.sub("\ufffd", rewrite.text).strip()
+        replied = pair.left_id if rewrite.side is Verdict.LEFT else pair.right_id
+        both = [session.get_one(Candidate, i).text.strip() for i in (pair.left_id, pair.right_id)]
+        if not text:
+            raise BadData("the rewrite is empty. Write a reply, or leave it with escape.")
+        if text in both:
+            raise BadData("the rewrite says what a reply says already. Change it, or leave it.")
+        reason = too_long(text)
+        if reason:
+            raise BadData(f"the rewrite has {reason}.")
+        candidate = Candidate(
+            prompt_id=pair.prompt_id,
+            text=text,
+            sha256=sha256_text(text),
+            author_id=self.annotator.id,
+            rewrites_id=replied,
+        )
+        session.add(candidate)
+        session.flush()
+        assert candidate.id is not None
+        return candidate.id
+
+    def _shown(self, session: Session, pair: Pair, earlier: Said | None = None) -> Shown:
+        prompt = session.get_one(Prompt, pair.prompt_id)
+        assert pair.id is not None
+        drafts = session.exec(select(Draft).where(*self._drafts_of(pair.id))).all()
+        return Shown(
+            pair_id=pair.id,
+            round=session.get_one(Round, pair.round_id).number,
+            messages=prompt.messages,
+            content_label=prompt.content_label,
+            risk_cue=prompt.risk_cue,
+            left=session.get_one(Candidate, pair.left_id).text,
+            right=session.get_one(Candidate, pair.right_id).text,
+            purpose=str(pair.purpose),
+            number=queue.number_of(pair),
+            family=prompt.family,
+            earlier=earlier,
+            drafts={draft.field: draft.text for draft in drafts},
+        )
+
+
+def take_seat(
+    workspace: Workspace,
+    name: str,
+    sitting: str,
+    kind: AnnotatorKind = AnnotatorKind.HUMAN,
+) -> Seat:
+    """Return the seat of the annotator of that name, made if new.
+
+    A newcomer is given the calibration pairs to begin with.
+    """
+    with db.writing(workspace.engine) as session:
+        annotator = store.get_annotator(session, name, kind)
+        queue.add_calibration(session, annotator, workspace.config.judge.calibration)
+        return Seat(workspace, annotator, sitting)
+
+
+def people(workspace: Workspace) -> list[str]:
+    """Return the names of those who have judged here, the latest first."""
+    with db.reading(workspace.engine) as session:
+        names = session.exec(
+            select(Annotator.name)
+            .where(Annotator.kind == AnnotatorKind.HUMAN)
+            .order_by(col(Annotator.id).desc())
+        )
+        return list(names.all())
