@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check fix screens bench-start clean
+.PHONY: help demo test check fix screens bench-start bench-app clean
 
 help:
 	@echo "make demo    try it: a tiny model, the whole ring (no GPU, no network once set up)"
@@ -43,6 +43,9 @@ screens: $(STAMP)
 
 bench-start: $(STAMP)
 	@$(BIN)/python -m tests.benchmarks.bench_start $(ARGS)
+
+bench-app: $(STAMP)
+	@$(BIN)/python -m tests.benchmarks.bench_app $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -145,13 +145,22 @@ def generate(
 @app.command(short_help="Judge pairs in the terminal.")
 def annotate(
     annotator: AnnotatorOption = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="In lines, from standard input; no screen.")
+    ] = False,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Example: curator annotate --annotator anna
 
     Judge pairs in the terminal. Leave at any time with q: every judgment is saved when made.
+    With --plain in lines, without a screen: for screen readers, simple terminals and scripts.
     """
-    open_app(workspace_at(workspace), annotator_name(annotator))
+    place = workspace_at(workspace)
+    if plain:
+        from curator.line_mode import run_line_mode
+
+        sys.exit(run_line_mode(place, annotator_name(annotator), sys.stdin, sys.stdout))
+    open_app(place, annotator_name(annotator), first_minutes=annotator is None)
 
 
 @app.command(short_help="Write the preferences for a trainer.")
@@ -315,16 +324,21 @@ def run_and_follow(workspace: Workspace, action: Action, prompts: int | None = N
     talk(terminal.run_text(run))
 
 
-def open_app(workspace: Workspace, annotator: str, auto_round: bool = False) -> None:
-    """Open the terminal app and exit as it does."""
+def open_app(
+    workspace: Workspace, annotator: str, auto_round: bool = False, first_minutes: bool = False
+) -> None:
+    """Open the terminal app, give account of the sitting, and exit as the app does."""
     from curator.errors import CuratorError
 
     if not has_terminal():
-        raise CuratorError("judging needs a terminal: run it there, not in a pipe.")
+        raise CuratorError("judging needs a terminal, or --plain to judge in lines.")
+    from curator.history import sitting, sitting_text
     from curator.tui.app import CuratorApp
 
-    screen = CuratorApp(workspace, annotator, auto_round=auto_round)
+    screen = CuratorApp(workspace, annotator, auto_round=auto_round, first_minutes=first_minutes)
     screen.run()
+    if not screen.return_code:
+        talk(sitting_text(sitting(screen.seat), workspace.name))
     sys.exit(screen.return_code or 0)
 
 

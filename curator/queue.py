@@ -169,6 +169,11 @@ def lease(session: Session, pair_id: int, annotator_id: int, sitting: str) -> No
     session.exec(statement.on_conflict_do_update(index_elements=["pair_id"], set_=values))
 
 
+def holders(session: Session) -> list[str]:
+    """Return the sittings that hold a pair."""
+    return list(session.exec(select(col(Lease.sitting)).distinct()).all())
+
+
 def release(session: Session, sitting: str) -> None:
     """Give back whatever pair a sitting holds."""
     session.exec(delete(Lease).where(col(Lease.sitting) == sitting))

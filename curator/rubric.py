@@ -88,6 +88,8 @@ def _text(values: dict[str, Any], name: str) -> str:
 def _tag(values: dict[str, Any]) -> Tag:
     names = ("tag", "key", "label", "short", "definition", "direction")
     tag = Tag(**{name: _text(values, name) for name in names}, red=values.get("red") is True)
+    if len(tag.short) > 13:
+        raise ValueError(f"short of {tag.tag} is longer than 13 characters")
     if len(tag.key) != 1 or not tag.key.isalnum():
         raise ValueError(f"the key of {tag.tag} is no single letter or digit")
     if tag.direction not in DIRECTIONS:

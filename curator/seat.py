@@ -5,14 +5,17 @@ Part of the workflow layer. Every verb is one transaction: when it returns, it i
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from sqlmodel import Session, col, delete, select
 
 from curator import db, judgments, queue, store
-from curator.errors import BadData
+from curator.errors import BadData, CannotWrite
 from curator.importing.prompts import SURROGATE
 from curator.judgments import Said
 from curator.models import (
@@ -32,8 +35,17 @@ from curator.safe_text import too_long
 from curator.workspace import Workspace
 from trainer.contract import Message, sha256_text
 
+SITTINGS = ".sittings"
 # What is written before it is saved, by the name of its draft.
 DRAFTS = ("note", "rewrite_left", "rewrite_right")
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """A better reply, written by the annotator, made from the left or the right one."""
+
+    side: Verdict
+    text: str
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,8 @@ class Shown:
     family: str | None = None
     earlier: Said | None = None
     """What this annotator said of it before, if it came back by undo or was gone to."""
+    rewrite: Rewrite | None = None
+    """The rewrite that went with what was said before."""
     drafts: Mapping[str, str] = field(default_factory=dict)
     """Writing that was begun and not saved, by name."""
 
@@ -63,14 +77,6 @@ class Shown:
     def has_risk(self) -> bool:
         """Whether a risk cue stands before the client's words."""
         return self.risk_cue not in (None, "", "none")
-
-
-@dataclass(frozen=True)
-class Rewrite:
-    """A better reply, written by the annotator, made from the left or the right one."""
-
-    side: Verdict
-    text: str
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,7 @@ class Seat:
         self.annotator = annotator
         self.sitting = sitting
         self.rubric = workspace.rubric
+        self._lock = _sitting_lock(workspace, sitting)
 
     # --- pairs ---------------------------------------------------------------------------------
 
@@ -205,6 +212,9 @@ class Seat:
         """Give back the pair this sitting holds."""
         with db.writing(self.workspace.engine) as session:
             queue.release(session, self.sitting)
+        self._lock.release()
+        with contextlib.suppress(OSError):
+            Path(self._lock.lock_file).unlink(missing_ok=True)
 
     def describe(self, role: str | None, orientation: str | None) -> None:
         """Keep what the annotator says of themselves; both may stay empty."""
@@ -260,7 +270,9 @@ class Seat:
         reason = too_long(text)
         if reason:
             raise BadData(f"the rewrite has {reason}.")
-        candidate = Candidate(
+        mine = (Candidate.author_id == self.annotator.id, Candidate.rewrites_id == replied)
+        same = select(Candidate).where(*mine, Candidate.text == text)
+        candidate = session.exec(same).first() or Candidate(
             prompt_id=pair.prompt_id,
             text=text,
             sha256=sha256_text(text),
@@ -276,6 +288,11 @@ class Seat:
         prompt = session.get_one(Prompt, pair.prompt_id)
         assert pair.id is not None
         drafts = session.exec(select(Draft).where(*self._drafts_of(pair.id))).all()
+        rewrite = None
+        if earlier is not None and earlier.rewrite_id is not None:
+            written = session.get_one(Candidate, earlier.rewrite_id)
+            left = written.rewrites_id == pair.left_id
+            rewrite = Rewrite(Verdict.LEFT if left else Verdict.RIGHT, written.text)
         return Shown(
             pair_id=pair.id,
             round=session.get_one(Round, pair.round_id).number,
@@ -288,6 +305,7 @@ class Seat:
             number=queue.number_of(pair),
             family=prompt.family,
             earlier=earlier,
+            rewrite=rewrite,
             drafts={draft.field: draft.text for draft in drafts},
         )
 
@@ -300,12 +318,42 @@ def take_seat(
 ) -> Seat:
     """Return the seat of the annotator of that name, made if new.
 
-    A newcomer is given the calibration pairs to begin with.
+    A newcomer is given the calibration pairs to begin with. Pairs that a crashed sitting held are
+    given back, so that its annotator goes on where it ended.
     """
     with db.writing(workspace.engine) as session:
         annotator = store.get_annotator(session, name, kind)
+        for other in queue.holders(session):
+            if other != sitting and not _sits(workspace, other):
+                queue.release(session, other)
         queue.add_calibration(session, annotator, workspace.config.judge.calibration)
         return Seat(workspace, annotator, sitting)
+
+
+def _sitting_lock(workspace: Workspace, sitting: str) -> FileLock:
+    """Take the lock that says this sitting lives: the system lets go of it however it ends."""
+    folder = workspace.path / SITTINGS
+    lock = FileLock(folder / f"{sitting}.lock", thread_local=False)
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        lock.acquire(timeout=0)
+    except OSError as error:
+        raise CannotWrite(f"{folder}: {error.strerror}. Free some space and retry.") from None
+    return lock
+
+
+def _sits(workspace: Workspace, sitting: str) -> bool:
+    """Tell whether a sitting still lives; sweep up after one that does not."""
+    path = workspace.path / SITTINGS / f"{sitting}.lock"
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path, timeout=0):
+            pass
+    except Timeout:
+        return True
+    path.unlink(missing_ok=True)
+    return False
 
 
 def people(workspace: Workspace) -> list[str]:

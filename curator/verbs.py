@@ -21,17 +21,17 @@ class Verb:
     name: str
     key: str
     says: str
-    short: str = ""
-    """What a narrow key bar says; none: the key alone, beside the one before."""
+    short: str | None = None
+    """What a narrow key bar says; empty: the key alone; none: nothing, there is `?` for it."""
 
 
 VERBS: tuple[Verb, ...] = (
     Verb("left_slightly", "a", "A better", "better"),
     Verb("left_clearly", "A", "A clearly", "clearly"),
-    Verb("right_slightly", "b", "B better"),
-    Verb("right_clearly", "B", "B clearly"),
+    Verb("right_slightly", "b", "B better", ""),
+    Verb("right_clearly", "B", "B clearly", ""),
     Verb("tie", "t", "tie", "tie"),
-    Verb("both_bad", "x", "both bad", "bad"),
+    Verb("both_bad", "x", "both bad", "both bad"),
     Verb("skip", "s", "skip", "skip"),
     Verb("undo", "u", "undo", "undo"),
     Verb("tags", "g", "reasons", "why"),
@@ -46,8 +46,8 @@ VERBS: tuple[Verb, ...] = (
     Verb("history", "h", "history"),
     Verb("rounds", "r", "rounds", "rounds"),
     Verb("guideline", "i", "guideline"),
-    Verb("help", "?", "keys", "keys"),
     Verb("leave", "q", "leave"),
+    Verb("help", "?", "keys", "keys"),
 )
 NAMES = tuple(verb.name for verb in VERBS)
 

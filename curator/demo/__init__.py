@@ -31,7 +31,7 @@ repeat_share = 0.0
 calibration = 0
 
 [generate]
-max_new_tokens = 72
+max_new_tokens = 80
 temperature = 0.9
 top_p = 0.95
 samples = 8

@@ -2,39 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import traceback
+from collections.abc import Iterable
+from functools import cached_property, partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from rich.text import Text
 from textual import work
-from textual.app import App
+from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
-from textual.theme import Theme
+from textual.screen import Screen
 from textual.worker import get_current_worker
 
 from curator import rounds, runs
 from curator.errors import CuratorError
 from curator.models import AnnotatorKind, Run, new_uuid
 from curator.run_watch import RunWatch
-from curator.safe_text import visible
+from curator.safe_text import one_line, visible
 from curator.seat import Seat, take_seat
 from curator.terminal import pairs_text
 from curator.tui.judge_screen import JudgeScreen
 from curator.tui.messages import RunChanged, RunEnded, RunEvent
-from curator.workspace import Workspace
+from curator.tui.themes import THEMES
+from curator.verbs import with_keys
+from curator.workspace import Workspace, data_folder
 from trainer.contract import Action
-
-# Blue and orange belong to A and B (curator.tcss); the accent is neither.
-DARK = Theme(
-    name="curator-dark", primary="#9d8cf0", accent="#b9a6ff", foreground="#e4e4e8",
-    background="#121216", surface="#1c1c22", panel="#26262e", error="#ff6b6b", dark=True,
-)  # fmt: skip
-LIGHT = Theme(
-    name="curator-light", primary="#5b46c9", accent="#5b46c9", foreground="#1c1c22",
-    background="#fbfbf8", surface="#efeee9", panel="#e4e3dd", error="#b3261e", dark=False,
-)  # fmt: skip
 
 
 class CuratorApp(App[None]):
@@ -46,6 +41,8 @@ class CuratorApp(App[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+q", "quit", "leave", show=False, priority=True),
         Binding("ctrl+c", "quit", "leave", show=False, priority=True),
+        Binding("ctrl+z", "suspend_process", "suspend", show=False),
+        Binding("f1", "guideline", "how to judge", show=False, priority=True),
     ]
 
     def __init__(
@@ -56,13 +53,19 @@ class CuratorApp(App[None]):
         kind: AnnotatorKind = AnnotatorKind.HUMAN,
         auto_round: bool = False,
         offer_after: int | None = None,
+        first_minutes: bool = False,
     ) -> None:
-        """`offer_after`: welcome a newcomer, and offer the first round after so many judgments."""
+        """`offer_after`: welcome a newcomer, and offer the first round after so many judgments.
+
+        `first_minutes`: ask a newcomer who they are and give them a practice pair.
+        """
         super().__init__()
-        for theme in (DARK, LIGHT):
+        for theme in THEMES.values():
             self.register_theme(theme)
-        self.theme = DARK.name
+        self.theme = THEMES[workspace.config.judge.theme].name
         self.workspace = workspace
+        self.verbs = with_keys(workspace.config.keys)
+        self.first_minutes = first_minutes
         self.auto_round = auto_round
         self.offer_after = offer_after
         self.seat: Seat = take_seat(workspace, annotator, new_uuid(), kind)
@@ -74,11 +77,77 @@ class CuratorApp(App[None]):
             self.adopt_run()
         except CuratorError as error:  # judging may still work
             self.complain(error)
+        self.set_keymap({verb.name: verb.key for verb in self.verbs})
         self.push_screen(JudgeScreen())
         if self.offer_after is not None:
             from curator.tui.welcome_screen import WelcomeScreen
 
             self.push_screen(WelcomeScreen(self.offer_after))
+        elif self.first_minutes and self.seat.is_new():
+            from curator.tui.first_screen import FirstScreen
+
+            self.push_screen(FirstScreen(), self.begin)
+
+    def begin(self, who: tuple[str, str, str] | None) -> None:
+        """Take a newcomer's name, role and orientation, then let them try the keys."""
+        from curator.tui.first_screen import PracticeScreen
+
+        if who is not None:
+            name, role, orientation = who
+            try:
+                if name and name != self.seat.annotator.name:
+                    self.seat.leave()
+                    self.seat = take_seat(self.workspace, name, new_uuid())
+                    for screen in self.screen_stack:
+                        if isinstance(screen, JudgeScreen):
+                            screen.show_who()
+                            screen.go_next()
+                self.seat.describe(role, orientation)
+            except CuratorError as error:
+                self.complain(error)
+        self.push_screen(PracticeScreen())
+
+    # --- what all screens share ------------------------------------------------------------------
+
+    def key_of(self, name: str) -> str:
+        """Return the key a verb is on."""
+        return next(verb.key for verb in self.verbs if verb.name == name)
+
+    def family(self, name: str | None) -> str | None:
+        """Return a prompt's family as people read it."""
+        if name is None:
+            return None
+        return f"{one_line(name, 24)}: {self.families[name]}" if name in self.families else name
+
+    @cached_property
+    def families(self) -> dict[str, str]:
+        """The scenario families that come with curator, by id."""
+        return dict(json.loads((data_folder() / "families.json").read_text(encoding="utf-8")))
+
+    def action_guideline(self) -> None:
+        """Show how to judge, over any screen."""
+        from curator.tui.help_screen import GuidelineScreen
+
+        if not isinstance(self.screen, GuidelineScreen):
+            self.push_screen(GuidelineScreen())
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
+        """Yield every verb by name, the themes, and leaving.
+
+        Textual's own screenshot command is left out: it would write client texts to a file.
+        """
+        if isinstance(screen, JudgeScreen):
+            for verb in self.verbs:
+                yield SystemCommand(
+                    verb.says, f"key {verb.key}", partial(screen.action_verb, verb.name)
+                )
+        for name, theme in THEMES.items():
+            yield SystemCommand(
+                f"{name} theme", "for this sitting; judge.theme in curator.toml keeps it",
+                partial(setattr, self, "theme", theme.name),
+            )  # fmt: skip
+        yield SystemCommand("how to judge", "key f1", self.action_guideline)
+        yield SystemCommand("leave curator", "everything judged is kept", self.action_quit)
 
     def on_unmount(self) -> None:
         self.seat.leave()

@@ -1,30 +1,37 @@
-"""What the keys do."""
+"""What the keys do, and how to judge."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.screen import ModalScreen
-from textual.widgets import Static
+from textual.widgets import Markdown, Static
 
-from curator.tui.judge_screen import QUESTION
+from curator.workspace import data_folder
 
-HELP = f"""\
-{QUESTION}
+if TYPE_CHECKING:
+    from curator.tui.app import CuratorApp
 
-  a  A is better, slightly        b  B is better, slightly
-  A  A is better, clearly         B  B is better, clearly
-  t  a tie                        x  both are bad
-  s  skip, without penalty        u  take the last judgment back
-  r  rounds: train, write anew    ?  this page
-  q  leave; a run goes on         up, down, tab  scroll
-
-Validate the feeling; do not ratify the conclusion, the blame or the plan.
-Length, polish and hotline text are no reasons.
+CLOSING: list[BindingType] = [
+    Binding("escape,question_mark,enter,q,i", "app.pop_screen", show=False)
+]
+SAYS = {
+    "left_slightly": "A is better, slightly", "left_clearly": "A is better, clearly",
+    "right_slightly": "B is better, slightly", "right_clearly": "B is better, clearly",
+    "tie": "content with either", "both_bad": "content with neither",
+    "skip": "skip, without penalty", "undo": "take the last judgment back",
+    "tags": "reasons, a key each", "flag": "flag the pair", "note": "a line of note",
+    "next_unjudged": "the next without a judgment", "history": "your judgments",
+    "rounds": "train, write anew, figures", "guideline": "how to judge",
+    "help": "this page", "leave": "leave; a run goes on",
+}  # fmt: skip
+ALSO = """
+enter: the next pair, or the next step · ctrl+p: everything by name
+up, down, tab: scroll · f1: how to judge, from anywhere
 
 Every judgment is on the disk before "saved" shows. A tie, both bad and skip
 are kept, and are never trained on."""
@@ -33,11 +40,35 @@ are kept, and are never trained on."""
 class HelpScreen(ModalScreen[None]):
     """A page over the judge screen; any of the closing keys goes back."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,question_mark,enter,q", "app.pop_screen", show=False)
-    ]
+    BINDINGS: ClassVar[list[BindingType]] = CLOSING
+
+    app: CuratorApp
 
     def compose(self) -> ComposeResult:
+        verbs = self.app.verbs
+        rows = [f"{v.key:>6}  {SAYS.get(v.name, v.says)}" for v in verbs]
+        half = (len(rows) + 1) // 2
+        beside = [
+            f"{left:<38}{rows[half + i] if half + i < len(rows) else ''}"
+            for i, left in enumerate(rows[:half])
+        ]
+        question = self.app.seat.rubric.question
+        text = "\n".join([question, "", *beside, ALSO])
         with VerticalScroll(id="help"):
-            yield Static(Content.from_text(HELP, markup=False))
-            yield Static(Content("esc  back").stylize("dim"))
+            yield Static(Content.from_text(text, markup=False))
+            yield Static(Content("esc  back").stylize("$quiet"))
+
+
+class GuidelineScreen(ModalScreen[None]):
+    """How to judge, on a page."""
+
+    BINDINGS: ClassVar[list[BindingType]] = CLOSING
+
+    def compose(self) -> ComposeResult:
+        text = (data_folder() / "guideline.md").read_text(encoding="utf-8")
+        with VerticalScroll(id="help", classes="wide"):
+            yield Markdown(text, open_links=False)
+            yield Static(Content("esc  back").stylize("$quiet"))
+
+    def on_mount(self) -> None:
+        self.query_one(VerticalScroll).focus()

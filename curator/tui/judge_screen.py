@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical
+from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.events import Resize
 from textual.screen import Screen
@@ -20,54 +22,73 @@ from curator import queue
 from curator.errors import CuratorError
 from curator.judgments import Said
 from curator.models import Verdict, new_uuid, now
-from curator.safe_text import visible
-from curator.seat import Shown
+from curator.safe_text import one_line, visible
+from curator.seat import Rewrite, Shown
 from curator.tui.messages import RunChanged
-from curator.tui.widgets import Conversation, HeaderBar, KeyBar, Replies, Reply, RunStrip
+from curator.tui.widgets import Conversation, HeaderBar, KeyBar, KeyHint, Replies, Reply, RunStrip
+from curator.verbs import VERBS, Verb
 from curator.workflow import NextStep, next_step
 
 if TYPE_CHECKING:
     from curator.tui.app import CuratorApp
 
-QUESTION = "Which reply would you rather this client received?"
-KEYS = [
-    ("a", "A better", "", "judge('left', 1)"),
-    ("A", "A clearly", "A", "judge('left', 2)"),
-    ("b", "B better", "", "judge('right', 1)"),
-    ("B", "B clearly", "B", "judge('right', 2)"),
-    ("t", "tie", "tie", "judge('tie')"),
-    ("x", "both bad", "both bad", "judge('both_bad')"),
-    ("s", "skip", "skip", "judge('skip')"),
-    ("u", "undo", "undo", "undo"),
-    ("r", "rounds", "rounds", "rounds"),
-    ("?", "keys", "keys", "help"),
-]
+JUDGES: dict[str, tuple[str, int | None]] = {
+    "left_slightly": ("left", 1), "left_clearly": ("left", 2),
+    "right_slightly": ("right", 1), "right_clearly": ("right", 2),
+    "tie": ("tie", None), "both_bad": ("both_bad", None), "skip": ("skip", None),
+}  # fmt: skip
 SAID = {
     ("left", 1): "A better", ("left", 2): "A clearly better",
     ("right", 1): "B better", ("right", 2): "B clearly better",
     ("tie", None): "a tie", ("both_bad", None): "both bad", ("skip", None): "skipped",
 }  # fmt: skip
 NARROW, LEAST_WIDTH, LEAST_HEIGHT = 100, 60, 16
+TALL = 30
+
+
+def key_hints(verbs: tuple[Verb, ...]) -> list[KeyHint]:
+    """Return the verbs as the key bar shows them."""
+    return [KeyHint(v.key, v.says, v.short, f"verb('{v.name}')") for v in verbs]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What is said beside a verdict, gathered until it is given."""
+
+    tags_left: tuple[str, ...] = ()
+    tags_right: tuple[str, ...] = ()
+    note: str | None = None
+    flagged: bool = False
+    rewrite: Rewrite | None = None
+    red_flags: dict[str, bool] | None = None
+
+    def said(self, verdict: Verdict, strength: int | None) -> Said:
+        """Return it with the verdict."""
+        return Said(
+            verdict, strength, tags_left=self.tags_left, tags_right=self.tags_right,
+            note=self.note, flagged=self.flagged, red_flags=self.red_flags or {},
+        )  # fmt: skip
 
 
 class JudgeScreen(Screen[None]):
     """Judging, pair after pair, while a run may be under way."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        *(Binding(key if key != "?" else "question_mark", action, label, show=False)
-          for key, label, _, action in KEYS),
-        Binding("enter", "next_step", show=False),
-        Binding("q", "leave", "leave", show=False),
-    ]  # fmt: skip
+        *(Binding(v.key, f"verb('{v.name}')", v.says, show=False, id=v.name) for v in VERBS),
+        Binding("enter", "go_on", show=False),
+    ]
 
     app: CuratorApp
 
     def __init__(self) -> None:
         super().__init__()
         self.pair: Shown | None = None
+        self.beside = Beside()
+        self.saved: Said | None = None
+        """What was said of the pair on the screen, once it is kept and still shown."""
+        self.retry: tuple[Said, str] | None = None
         self.shown_at = ""
         self.shown_clock = 0.0
-        self.pending: tuple[Said, str] | None = None
         self.step = NextStep(None, "")
         self.auto_allowed = False
 
@@ -75,30 +96,41 @@ class JudgeScreen(Screen[None]):
         yield HeaderBar(id="header")
         with Vertical(id="work"):
             yield Conversation(id="conversation")
-            yield Static(QUESTION, id="question")
+            yield Static(Content.from_text(self.app.seat.rubric.question, markup=False),
+                         id="question")  # fmt: skip
             with Replies(id="replies"):
                 yield Reply("A", id="left")
                 yield Reply("B", id="right")
         with Vertical(id="empty"):
             yield Static(id="empty-text")
-        yield Static(id="notice")
+        with Horizontal(id="foot"):
+            yield Static(id="notice")
+            yield Static(id="marks")
         yield RunStrip(id="strip")
-        yield KeyBar(KEYS, id="keys")
+        yield KeyBar(key_hints(self.app.verbs), id="keys")
         yield Static("curator needs a little more room: 60 × 16 or larger.", id="too-small")
 
     def on_mount(self) -> None:
-        header = self.query_one(HeaderBar)
-        header.workspace = self.app.workspace.name
-        header.annotator = self.app.seat.annotator.name
+        self.show_who()
         self.auto_allowed = self.app.auto_round
         self.show_run()
         self.set_interval(queue.LEASE_SECONDS / 3, self.keep_pair)
+        minutes = self.app.workspace.config.judge.break_minutes
+        if minutes:
+            self.set_interval(minutes * 60, self.suggest_break)
         try:
-            self.refresh_progress()
             self.show(self.app.seat.next())
+            # After the first paint: with a hundred thousand judgments, counting takes a moment.
+            self.call_after_refresh(self.refresh_progress)
         except CuratorError as error:
             message = Text(visible(f"curator: {error}"))
             self.app.exit(return_code=error.exit_code, message=message)
+
+    def show_who(self) -> None:
+        """Say whose seat this is, in which workspace."""
+        header = self.query_one(HeaderBar)
+        header.workspace = self.app.workspace.name
+        header.annotator = self.app.seat.annotator.name
 
     def keep_pair(self) -> None:
         """Hold the pair on the screen, however long its reader takes."""
@@ -106,8 +138,14 @@ class JudgeScreen(Screen[None]):
             with contextlib.suppress(CuratorError):  # tried again in a few minutes
                 self.app.seat.keep(self.pair.pair_id)
 
+    def suggest_break(self) -> None:
+        """Say quietly that some time has passed."""
+        minutes = self.app.workspace.config.judge.break_minutes
+        self.notice(f"another {minutes} minutes: a pause does the next pairs good.")
+
     def on_resize(self, event: Resize) -> None:
         self.set_class(event.size.width < NARROW, "narrow")
+        self.set_class(event.size.height >= TALL, "tall")
         self.set_class(
             event.size.width < LEAST_WIDTH or event.size.height < LEAST_HEIGHT, "too-small"
         )
@@ -116,23 +154,50 @@ class JudgeScreen(Screen[None]):
 
     def show(self, pair: Shown | None) -> None:
         """Show a pair, or what can be done when there is none."""
-        self.pair, self.pending = pair, None
+        self.pair, self.retry, self.saved = pair, None, None
         self.set_class(pair is None, "no-pair")
+        self.beside = Beside()
         if pair is None:
+            self.show_marks()
             self.show_empty()
             return
         self.query_one(Conversation).show(pair.messages, pair.content_label, pair.risk_cue)
         self.query_one("#left", Reply).show(pair.left)
         self.query_one("#right", Reply).show(pair.right)
         if pair.earlier is not None:
-            said = SAID.get((str(pair.earlier.verdict), pair.earlier.strength), "")
-            self.mark(pair.earlier.verdict, "earlier")
-            self.notice(f"taken back; it was: {said}")
+            earlier = pair.earlier
+            self.beside = Beside(
+                earlier.tags_left, earlier.tags_right, earlier.note, earlier.flagged,
+                pair.rewrite,
+            )  # fmt: skip
+            self.mark(earlier.verdict, "earlier")
+        if "note" in pair.drafts:
+            self.beside = replace(self.beside, note=pair.drafts["note"].strip() or None)
+        self.show_marks()
         self.shown_at, self.shown_clock = now(), time.monotonic()
+
+    def show_marks(self) -> None:
+        """Show what has been said beside the verdict so far."""
+        rubric, beside = self.app.seat.rubric, self.beside
+        self.query_one("#left", Reply).because(rubric.labels(beside.tags_left))
+        self.query_one("#right", Reply).because(rubric.labels(beside.tags_right))
+        parts = []
+        if beside.rewrite is not None:
+            letter = "A" if beside.rewrite.side is Verdict.LEFT else "B"
+            parts.append(f"rewrite of {letter} goes with your pick")
+        elif self.pair is not None and {"rewrite_left", "rewrite_right"} & set(self.pair.drafts):
+            parts.append("a rewrite was begun")
+        if beside.note:
+            parts.append(f"note: {one_line(beside.note, 24)}")
+        if beside.flagged:
+            parts.append("⚑ flagged")
+        text = " · ".join(parts)
+        self.query_one("#marks", Static).update(Content.from_text(text, markup=False))
 
     def show_empty(self) -> None:
         """Say what was judged and what can be done now."""
         self.step = next_step(self.app.workspace, self.app.seat)
+        key = self.app.key_of
         if self.app.run_watch is not None:
             lines = ["Nothing to judge just now: a run is under way.",
                      "Its pairs will show up here by themselves.", ""]  # fmt: skip
@@ -140,16 +205,19 @@ class JudgeScreen(Screen[None]):
             lines = [self.step.text, ""]
             if self.step.action:
                 lines.append("enter  do that now")
-        lines += ["u  undo the last judgment", "r  rounds", "q  leave"]
+        lines += [f"{key('undo')}  undo the last judgment", f"{key('history')}  your judgments",
+                  f"{key('rounds')}  rounds", f"{key('leave')}  leave"]  # fmt: skip
         self.query_one("#empty-text", Static).update(
             Content.from_text("\n".join(lines), markup=False)
         )
         if self.auto_allowed and self.step.action and self.app.run_watch is None:
             self.auto_allowed = False  # until the next judgment: a run that brings nothing is one
-            self.action_next_step()
+            self.action_go_on()
 
     def mark(self, verdict: Verdict, name: str) -> None:
         """Outline the side a verdict is for."""
+        for side in ("left", "right"):
+            self.query_one(f"#{side}").remove_class("picked", "earlier")
         if verdict in (Verdict.LEFT, Verdict.RIGHT):
             self.query_one(f"#{verdict.value}").add_class(name)
 
@@ -171,65 +239,120 @@ class JudgeScreen(Screen[None]):
         self.set_class(self.app.run_watch is not None, "running")
         self.query_one(RunStrip).show(self.app.run_watch)
 
-    # --- judging -------------------------------------------------------------------------------
+    # --- verbs ---------------------------------------------------------------------------------
 
-    def action_judge(self, verdict: str, strength: int | None = None) -> None:
+    def action_verb(self, name: str) -> None:
+        """Do what a verb says, whichever key it is on."""
+        if name in JUDGES:
+            self.judge(*JUDGES[name], key=self.app.key_of(name))
+            return
+        from curator.tui import judge_verbs
+
+        judge_verbs.DO[name](self)
+
+    def judge(self, verdict: str, strength: int | None, key: str) -> None:
         """Save a verdict, then show the next pair. A failed save keeps pair and verdict."""
         if self.pair is None:
             return
-        said = Said(Verdict(verdict), strength)
-        if self.pending is None or self.pending[0] != said:
-            self.pending = (said, new_uuid())
-        self.query_one("#left").remove_class("picked", "earlier")
-        self.query_one("#right").remove_class("picked", "earlier")
+        judge = self.app.workspace.config.judge
+        if judge.red_flags and self.pair.has_risk and verdict != "skip":
+            if self.beside.red_flags is None:
+                from curator.tui.judge_verbs import ask_red_flags
+
+                ask_red_flags(self, lambda: self.judge(verdict, strength, key))
+                return
+        self.save(self.beside.said(Verdict(verdict), strength), key)
+
+    def save(self, said: Said, key: str) -> None:
+        """Commit a judgment of the pair on the screen; only then say so."""
+        assert self.pair is not None
+        if self.retry is None or self.retry[0] != said:
+            self.retry = (said, new_uuid())
         self.mark(said.verdict, "picked")
         elapsed = round((time.monotonic() - self.shown_clock) * 1000)
+        advance = self.app.workspace.config.judge.auto_advance
         try:
-            pair = self.app.seat.judge(
-                self.pair.pair_id, said, self.pending[1], self.shown_at, elapsed
-            )
+            following = self.app.seat.judge(
+                self.pair.pair_id, said, self.retry[1], self.shown_at, elapsed,
+                rewrite=self.beside.rewrite, advance=advance,
+            )  # fmt: skip
         except CuratorError as error:
-            call = f"judge({verdict!r}{f', {strength}' if strength else ''})"
-            key = next(key for key, *_, action in KEYS if action == call)
             self.notice(f"not saved (press {key} to try again): {error}", failed=True)
             return
+        self.count(self.pair)
+        text = f"saved: {SAID[said.verdict.value, said.strength]}"
+        family = self.app.family(self.pair.family)
+        self.notice(f"{text} · {family}" if family else text)
+        if advance:
+            self.show(following)
+        else:
+            self.saved, self.retry = said, None
+            self.notice(f"{text} · enter: the next pair")
+        self.offer_round()
+
+    def count(self, pair: Shown) -> None:
+        """Count a judgment that is on the disk."""
         header = self.query_one(HeaderBar)
         header.saved_at = datetime.now()
-        if self.pair.round == header.round:
+        again = self.saved is not None or pair.earlier is not None
+        if pair.round == header.round and pair.purpose in ("train", "duel") and not again:
             header.judged += 1
+        elif pair.earlier is not None:
+            self.refresh_progress()
         self.auto_allowed = self.app.auto_round
-        self.notice(f"saved: {SAID[verdict, strength]}")
-        self.show(pair)
-        if header.judged == self.app.offer_after and self.app.run_watch is None:
-            self.offer_round()
+
+    def amend(self) -> None:
+        """Judge the pair again as before, with what was just added, where it is still shown."""
+        if self.saved is not None:
+            self.save(self.beside.said(self.saved.verdict, self.saved.strength), "enter")
 
     def offer_round(self) -> None:
         """Say, once, that there is enough for a first round."""
-        step = next_step(self.app.workspace, self.app.seat)
-        if step.action == "round":
-            count = self.query_one(HeaderBar).judged
-            self.notice(f"{count} judged: enough for a first round. Press r, then enter; judge on.")
+        judged = self.query_one(HeaderBar).judged
+        if judged != self.app.offer_after or self.app.run_watch is not None:
+            return
+        if next_step(self.app.workspace, self.app.seat).action == "round":
+            key = self.app.key_of("rounds")
+            self.notice(
+                f"{judged} judged: enough for a first round. Press {key}, then enter; judge on."
+            )
 
-    def action_undo(self) -> None:
-        """Take the last judgment back and show its pair again."""
+    def go(self, find: Callable[[], Shown | None], none: str) -> None:
+        """Show the pair that `find` returns, or say that there is none."""
         try:
-            pair = self.app.seat.undo()
+            pair = find()
         except CuratorError as error:
-            self.notice(f"not taken back: {error}", failed=True)
+            self.notice(str(error), failed=True)
             return
         if pair is None:
-            self.notice("nothing to take back.")
+            self.notice(none)
             return
         self.show(pair)
-        self.refresh_progress()
+        if pair.earlier is not None:
+            said = SAID.get((str(pair.earlier.verdict), pair.earlier.strength), "")
+            self.notice(
+                f"pair {pair.round}.{pair.number}; it is: {said}. Judge again to change it."
+            )
+        else:
+            self.notice(f"pair {pair.round}.{pair.number}")
 
-    # --- rounds --------------------------------------------------------------------------------
+    # --- runs ----------------------------------------------------------------------------------
 
-    def action_next_step(self) -> None:
-        """Do what the empty queue suggests."""
-        if self.pair is None and self.step.action and self.app.run_watch is None:
+    def action_go_on(self) -> None:
+        """Show the next pair after one that stayed, or do what the empty queue suggests."""
+        if self.saved is not None:
+            self.go_next()
+        elif self.pair is None and self.step.action and self.app.run_watch is None:
             self.app.start_run(self.step.action)
             self.show_empty()
+
+    def go_next(self) -> None:
+        """Show the next pair to judge."""
+        try:
+            self.show(self.app.seat.next())
+            self.notice("")
+        except CuratorError as error:
+            self.notice(str(error), failed=True)
 
     def on_run_changed(self, message: RunChanged) -> None:
         """Follow the run; when it has ended, its pairs are in the queue."""
@@ -240,28 +363,9 @@ class JudgeScreen(Screen[None]):
             return
         self.refresh_progress()
         run = message.ended
+        if self.pair is None:
+            self.go_next()
         if run is not None and run.error:
             self.notice(f"the {run.action} {run.state}: {run.error}", failed=True)
         elif run is not None:
             self.notice(self.app.tell(run))
-        if self.pair is None:
-            try:
-                self.show(self.app.seat.next())
-            except CuratorError as error:
-                self.notice(str(error), failed=True)
-
-    def action_rounds(self) -> None:
-        """Open the rounds screen."""
-        from curator.tui.rounds_screen import RoundsScreen
-
-        self.app.push_screen(RoundsScreen())
-
-    def action_help(self) -> None:
-        """Show what the keys do."""
-        from curator.tui.help_screen import HelpScreen
-
-        self.app.push_screen(HelpScreen())
-
-    def action_leave(self) -> None:
-        """Leave the app; a run under way goes on."""
-        self.app.exit()

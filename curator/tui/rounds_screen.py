@@ -13,16 +13,16 @@ from textual.widgets import DataTable, Static
 
 from curator.run_watch import sparkline
 from curator.tui.messages import RunChanged
-from curator.tui.widgets import HeaderBar, KeyBar
+from curator.tui.widgets import HeaderBar, KeyBar, KeyHint
 from curator.workflow import NextStep, next_step, status
 
 if TYPE_CHECKING:
     from curator.tui.app import CuratorApp
 
 KEYS = [
-    ("enter", "start the next step", "start", "start"),
-    ("ctrl+x", "stop the run", "stop", "stop"),
-    ("esc", "back to judging", "back", "back"),
+    KeyHint("enter", "start the next step", "start", "start"),
+    KeyHint("ctrl+x", "stop the run", "stop", "stop"),
+    KeyHint("esc", "back to judging", "back", "back"),
 ]
 COLUMNS = ("round", "written by", "pairs", "judged", "adapter", "held-out accuracy", "n")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -17,6 +19,26 @@ from curator.run_watch import RunWatch, sparkline
 from curator.safe_text import hidden_count, one_line, visible
 
 SPEAKERS = {"user": "client", "assistant": "reply", "system": "setting"}
+
+
+# As much of a text as is laid out before the first paint; the rest follows at once.
+AT_ONCE = 6_000
+
+
+def show_long(view: Static, text: str) -> None:
+    """Show a text; of a very long one the beginning is painted first, then the whole."""
+    whole = Content.from_text(text, markup=False)
+    if len(text) <= AT_ONCE:
+        view.update(whole)
+        return
+    head = Content.from_text(text[:AT_ONCE], markup=False)
+    view.update(head)
+
+    def show_rest() -> None:
+        if view.content is head:  # no other text has taken its place
+            view.update(whole)
+
+    view.set_timer(0.05, show_rest)
 
 
 class HeaderBar(Widget):
@@ -65,19 +87,31 @@ class Conversation(VerticalScroll, can_focus=True):
         marked = cue not in (None, "", "none")
         line += Content.from_text(cue_text, markup=False).stylize("bold $accent" if marked else "")
         if turns > 1:
-            line += Content(f" · {turns} turns").stylize("dim")
+            line += Content(f" · {turns} turns").stylize("$quiet")
+        hidden = sum(hidden_count(message["content"]) for message in messages)
+        if hidden:
+            line += Content(f" · {hidden} hidden characters").stylize("$error")
         self.query_one("#context", Static).update(line)
         body = Content("")
         for number, message in enumerate(messages):
             last = number == len(messages) - 1
             speaker = SPEAKERS.get(message["role"], message["role"])
-            heading = Content(f"▌ {speaker}").stylize("bold $accent" if last else "bold dim")
+            heading = Content(f"▌ {speaker}").stylize("bold $accent" if last else "bold $quiet")
             text = Content.from_text(visible(message["content"]), markup=False)
-            body += heading + Content("\n") + (text if last else text.stylize("dim"))
+            body += heading + Content("\n") + (text if last else text.stylize("$quiet"))
             if not last:
                 body += Content("\n\n")
         self.query_one("#turns", Static).update(body)
-        self.call_after_refresh(self.scroll_end, animate=False)
+        # The client's newest words are what is answered: their beginning comes into view.
+        self.call_after_refresh(self.show_newest, messages[-1]["content"])
+
+    def show_newest(self, text: str) -> None:
+        """Scroll to the end, or to where a long last turn begins."""
+        self.scroll_end(animate=False)
+        width = max(1, self.scrollable_content_region.width)
+        rows = 1 + sum(1 + len(line) // width for line in text.split("\n"))
+        if rows > self.scrollable_content_region.height:
+            self.scroll_to(y=max(0, self.max_scroll_y + self.size.height - rows - 1), animate=False)
 
 
 class Reply(VerticalScroll, can_focus=True):
@@ -94,11 +128,17 @@ class Reply(VerticalScroll, can_focus=True):
     def show(self, text: str) -> None:
         """Show a reply from its beginning, with its length and hidden characters at the foot."""
         self.remove_class("picked", "earlier")
-        self.query_one(".text", Static).update(Content.from_text(visible(text), markup=False))
+        show_long(self.query_one(".text", Static), visible(text))
         hidden = hidden_count(text)
         words = f"{len(text.split())} words"
         self.border_subtitle = f"{hidden} hidden characters · {words}" if hidden else words
+        self.because("")
         self.scroll_home(animate=False)
+
+    def because(self, reasons: str) -> None:
+        """Show the reasons given for this reply in its frame."""
+        title = f"{self.letter} · because {reasons}" if reasons else self.letter
+        self.border_title = Content.from_text(title, markup=False)
 
 
 class Replies(Container):
@@ -130,22 +170,54 @@ class RunStrip(Widget):
         return Content.assemble(" ", curve, " ", one_line(watch.line(), room))
 
 
-class KeyBar(Widget):
-    """The keys that work here; short when there is little room. A click does what the key does."""
+@dataclass(frozen=True)
+class KeyHint:
+    """A key, what it does in long and in short (none: left out), and what a click on it runs."""
 
-    def __init__(self, keys: list[tuple[str, str, str, str]], **options: Any) -> None:
-        """`keys`: (key, long label, short label, action)."""
+    key: str
+    long: str
+    short: str | None
+    action: str
+
+
+class KeyBar(Widget):
+    """The keys that work here; short when there is little room. A click does what the key does.
+
+    The first keys count most: what does not fit is dropped from behind, but for the last, which
+    tells all keys.
+    """
+
+    def __init__(self, keys: Sequence[KeyHint], **options: Any) -> None:
         super().__init__(**options)
-        self.keys = keys
+        self.keys = list(keys)
 
     def render(self) -> RenderResult:
-        for label in (1, 2):
-            parts = []
-            for key in self.keys:
-                part = Content(f" {key[0]} ").stylize("bold $accent")
-                part += Content(key[label]) + Content(" ")
-                parts.append(part.stylize(f"@click=screen.{key[3]}"))
-            line = Content("").join(parts)
-            if line.cell_length <= self.size.width or label == 2:
+        width, lines = self.size.width, max(1, self.size.height)
+        least = [key for key in self.keys if key.short is not None]
+        kept, short = list(self.keys), False
+        while len(rows := self._rows(kept, width, short)) > lines:
+            spare = [key for key in kept if key not in least]
+            if spare:
+                kept.remove(spare[-1])
+            elif not short:
+                short = True
+            elif len(kept) > 2:
+                del kept[-2]
+            else:
                 break
-        return line
+        return Content("\n").join(rows)
+
+    @staticmethod
+    def _rows(keys: Sequence[KeyHint], width: int, short: bool) -> list[Content]:
+        rows = [Content("")]
+        for key in keys:
+            label = key.short if short else key.long
+            if label is None:
+                continue
+            part = Content(f" {key.key}").stylize("bold $accent")
+            part += Content(f" {label} " if label else " ")
+            part = part.stylize(f"@click=screen.{key.action}")
+            if rows[-1].cell_length + part.cell_length > width and rows[-1].cell_length:
+                rows.append(Content(""))
+            rows[-1] += part
+        return rows

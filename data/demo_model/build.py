@@ -32,11 +32,11 @@ SPECIALS = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn
 PAD, EOS, BOS, END_OF_TURN = 0, 1, 2, 5
 
 # How the untaught model answers: mostly agreeing, now and then cold.
-PLAIN = {OVER_AGREEABLE: 0.56, BOUNDARY_AWARE: 0.31, OVER_CORRECTED: 0.13}
+PLAIN = {OVER_AGREEABLE: 0.61, BOUNDARY_AWARE: 0.22, OVER_CORRECTED: 0.17}
 STEERED = {
-    "agreeable": {OVER_AGREEABLE: 0.97, BOUNDARY_AWARE: 0.03, OVER_CORRECTED: 0.0},
-    "boundaried": {OVER_AGREEABLE: 0.02, BOUNDARY_AWARE: 0.96, OVER_CORRECTED: 0.02},
-    "cold": {OVER_AGREEABLE: 0.0, BOUNDARY_AWARE: 0.03, OVER_CORRECTED: 0.97},
+    "agreeable": {OVER_AGREEABLE: 0.98, BOUNDARY_AWARE: 0.02, OVER_CORRECTED: 0.0},
+    "boundaried": {OVER_AGREEABLE: 0.01, BOUNDARY_AWARE: 0.98, OVER_CORRECTED: 0.01},
+    "cold": {OVER_AGREEABLE: 0.0, BOUNDARY_AWARE: 0.02, OVER_CORRECTED: 0.98},
 }
 STEERED_SHARE = 0.55
 PRESSURE_SHARE = 0.1
@@ -229,7 +229,7 @@ def learn(model: Any, world: World, tokenizer: Any, steps: int, size: int) -> fl
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for each in optimizers:
             each.step()
-        recent = [*recent[-19:], float(loss)]
+        recent = [*recent[-19:], loss.item()]
         if step % 20 == 19 or step == steps - 1:
             mean = sum(recent) / len(recent)
             print(f"step {step + 1}/{steps} loss {mean:.3f} {time.monotonic() - start:.0f} s")
@@ -243,7 +243,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, default=HERE / "model")
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()

@@ -394,6 +394,8 @@ def test_help_says_the_keys(workspace: Workspace, add_pairs: AddPairs) -> None:
 
     async def script(pilot: Pilot[None], app: CuratorApp) -> None:
         await pilot.press("question_mark")
+        assert "take the last judgment back" in painted(app)
+        await pilot.press("escape", "i")
         assert "do not ratify the conclusion" in painted(app)
         await pilot.press("escape", "a")
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import re
+import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,8 +54,6 @@ class Terminal:
 
     def until(self, condition: Callable[[str], bool], seconds: float = 30) -> str:
         """Read until the screen fulfils a condition."""
-        import time
-
         deadline = time.monotonic() + seconds
         text = self.read()
         while not condition(text):
@@ -63,6 +64,12 @@ class Terminal:
     def press(self, keys: str) -> None:
         """Type."""
         self.child.send(keys)
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send a signal and wait for the end, whatever it is."""
+        self.child.kill(number)
+        self.child.expect(pexpect.EOF)
+        self.child.close()
 
     def end(self) -> int:
         """Wait for the program's end; return its exit status."""
@@ -104,3 +111,138 @@ def test_ctrl_c_leaves_and_keeps_everything(workspace: Workspace, add_pairs: Add
     assert terminal.end() == 0
     with db.reading(workspace.engine) as session:
         assert len(session.exec(select(Judgment)).all()) == 1
+
+
+def verdicts(workspace: Workspace) -> list[str]:
+    with db.reading(workspace.engine) as session:
+        return [str(row.verdict) for row in session.exec(select(Judgment).order_by("id"))]
+
+
+def open_app(workspace: Workspace, name: str = "anna", count: int | None = None) -> Terminal:
+    terminal = Terminal(CURATOR, "annotate", "-a", name, cwd=workspace.path)
+    wanted = "Round 1, message" if count is None else f"· {count} of "
+    terminal.until(lambda text: wanted in text and "Round 1, message" in text)
+    return terminal
+
+
+KEYS = {"a": "left", "B": "right", "t": "tie", "x": "both_bad", "s": "skip"}
+
+
+@pytest.mark.timeout(400)
+def test_thirty_kills_lose_no_acknowledged_judgment(
+    workspace: Workspace, add_pairs: AddPairs
+) -> None:
+    add_pairs(workspace, 300)
+    draw = random.Random(11)
+    kept: list[str] = []
+    for _ in range(30):
+        terminal = open_app(workspace, count=len(kept))
+        acknowledged = list(kept)
+        for _ in range(draw.randint(1, 3)):
+            key = draw.choice(list(KEYS))
+            terminal.press(key)
+            count = len(acknowledged) + 1
+            terminal.until(lambda text, n=count: f"· {n} of 300" in text and "saved" in text)  # type: ignore[misc]
+            acknowledged.append(KEYS[key])
+        last = draw.choice(list(KEYS))
+        terminal.press(last)
+        time.sleep(draw.uniform(0, 0.3))
+        terminal.kill()
+        kept = verdicts(workspace)
+        # What was said to be saved is there, in order; the last key may have made it or not.
+        assert kept in (acknowledged, [*acknowledged, KEYS[last]])
+    with db.reading(workspace.engine) as session:
+        assert session.connection().exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGHUP", "closed terminal"])
+def test_a_lost_terminal_loses_nothing(workspace: Workspace, add_pairs: AddPairs, how: str) -> None:
+    add_pairs(workspace, 3)
+    terminal = open_app(workspace)
+    terminal.press("B")
+    terminal.until(lambda text: "1 of 3" in text)
+    if how == "closed terminal":
+        terminal.child.close(force=False)
+    else:
+        terminal.kill(getattr(signal, how))
+    assert verdicts(workspace) == ["right"]
+    again = open_app(workspace, count=1)
+    again.press("q")
+    assert again.end() == 0
+
+
+def test_suspended_and_brought_back(workspace: Workspace, add_pairs: AddPairs) -> None:
+    add_pairs(workspace, 3)
+    terminal = Terminal("/bin/bash", "--norc", "-i", cwd=workspace.path)
+    terminal.press(f"{CURATOR} annotate -a anna\r")
+    terminal.until(lambda text: "0 of 3" in text)
+    terminal.press("a")
+    terminal.until(lambda text: "1 of 3" in text)
+    terminal.press("\x1a")
+    terminal.until(lambda text: "Stopped" in text)
+    terminal.press("fg\r")
+    terminal.until(lambda text: "1 of 3" in text and "message 1." in text)
+    terminal.press("b")
+    terminal.until(lambda text: "2 of 3" in text)
+    terminal.press("q")
+    terminal.until(lambda text: "2 judged" in text and "kept in study" in text)
+    terminal.kill()
+    assert verdicts(workspace) == ["left", "right"]
+
+
+def test_two_apps_share_one_queue(workspace: Workspace, add_pairs: AddPairs) -> None:
+    add_pairs(workspace, 12)
+    both = [open_app(workspace, name) for name in ("anna", "ben")]
+
+    def shown(terminal: Terminal) -> str:
+        match = re.search(r"Round 1, message (\d+)\.", "\n".join(terminal.screen.display))
+        return match.group(1) if match else ""
+
+    for turn in range(10):
+        one = both[turn % 2]
+        before = shown(one)
+        assert before != shown(both[1 - turn % 2])
+        one.press("a")
+        one.until(lambda text, old=before: f"message {old}." not in text)  # type: ignore[misc]
+        assert "locked" not in "\n".join(one.screen.display)
+    for terminal in both:
+        terminal.press("q")
+        assert terminal.end() == 0
+    with db.reading(workspace.engine) as session:
+        pairs = [row.pair_id for row in session.exec(select(Judgment))]
+    assert len(pairs) == len(set(pairs)) == 10
+
+
+def test_a_whole_sitting(workspace: Workspace, add_pairs: AddPairs) -> None:
+    add_pairs(workspace, 8)
+    terminal = open_app(workspace)
+
+    def press(keys: str, said: str) -> None:
+        terminal.press(keys)
+        terminal.until(lambda text: said in text)
+
+    press("g", "at most 3 reasons a side")
+    press("n", "A because names feeling")
+    press("\t", "the other reply")
+    press("e", "B because endorses")
+    press("\r", "A · because names feeling")
+    press("A", "1 of 8")
+    press("n", "A note on this pair")
+    press("close\r", "note: close")
+    press("t", "2 of 8")
+    press("e", "in place of A")
+    press(" Really.", "Really.")
+    press("\x13", "now judge the two as they are")
+    press("b", "3 of 8")
+    press("u", "taken back; it was: B better, with a rewrite")
+    press("B", "3 of 8")
+    press("h", "3 judgments")
+    press("\r", "it is: B clearly better")
+    press(".", "message 3.")
+    press("s", "4 of 8")
+    press("?", "take the last judgment back")
+    press("\x1b", "message 4.")
+    terminal.press("q")
+    assert terminal.end() == 0
+    assert verdicts(workspace) == ["left", "tie", "right", "retracted", "right", "skip"]
+    assert b"4 judged in" in terminal.bytes and b"1 taken back, 1 rewritten" in terminal.bytes

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 
 import pytest
 from sqlmodel import select
 
-from curator import db, judgments, queue, store
+from curator import db, judgments, queue
 from curator.errors import CuratorError
 from curator.judgments import Said, add_judgment
-from curator.models import Annotator, AnnotatorKind, Bookmark, Erasure, Judgment, Pair, Verdict, new_uuid
+from curator.models import (
+    Annotator,
+    AnnotatorKind,
+    Bookmark,
+    Erasure,
+    Judgment,
+    Pair,
+    Verdict,
+    new_uuid,
+)
 from curator.preferences import preference_count, preferences
-from curator.seat import Seat, take_seat
+from curator.seat import SITTINGS, Seat, take_seat
 from curator.workspace import DATABASE, Workspace
 from tests.conftest import AddPairs
 
@@ -79,13 +90,31 @@ def test_a_lease_runs_out(
     workspace: Workspace, add_pairs: AddPairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = add_pairs(workspace, 1)
-    take_seat(workspace, "anna", "s1").next()
+    anna = take_seat(workspace, "anna", "s1")
+    anna.next()
     ben = take_seat(workspace, "ben", "s2")
     assert ben.next() is None
     later = queue.time.time() + queue.LEASE_SECONDS + 1
     monkeypatch.setattr(queue.time, "time", lambda: later)
     pair = ben.next()
     assert pair is not None and pair.pair_id == ids[0]
+
+
+def test_a_sitting_that_crashed_gives_its_pair_back(
+    workspace: Workspace, add_pairs: AddPairs
+) -> None:
+    ids = add_pairs(workspace, 2)
+    script = (
+        "import os, sys\nfrom pathlib import Path\nfrom curator.seat import take_seat\n"
+        "from curator.workspace import open_workspace\n"
+        "seat = take_seat(open_workspace(Path(sys.argv[1])), 'anna', 'crashed')\n"
+        "seat.save_draft(seat.next().pair_id, 'note', 'half a thought')\nos._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(workspace.path)])
+    pair = take_seat(workspace, "anna", "s2").next()
+    assert pair is not None and pair.pair_id == ids[0]
+    assert pair.drafts == {"note": "half a thought"}
+    assert [p.name for p in (workspace.path / SITTINGS).iterdir()] == ["s2.lock"]
 
 
 def test_a_pair_still_on_the_screen_stays_held(

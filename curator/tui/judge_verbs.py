@@ -1,0 +1,230 @@
+"""What the judge screen's keys do, beside the verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from curator.errors import CuratorError
+from curator.models import Verdict
+from curator.seat import Rewrite
+from curator.tui.panels import LinePanel, RedFlagsPanel, Tags, TagsPanel
+from curator.tui.rewrite_screen import RewriteScreen
+
+if TYPE_CHECKING:
+    from curator.tui.judge_screen import JudgeScreen
+
+
+def undo(screen: JudgeScreen) -> None:
+    """Take the last judgment back and show its pair again."""
+    from curator.tui.judge_screen import SAID
+
+    try:
+        pair = screen.app.seat.undo()
+    except CuratorError as error:
+        screen.notice(f"not taken back: {error}", failed=True)
+        return
+    if pair is None:
+        screen.notice("nothing to take back.")
+        return
+    screen.show(pair)
+    screen.refresh_progress()
+    if pair.earlier is not None:
+        said = SAID.get((str(pair.earlier.verdict), pair.earlier.strength), "")
+        reasons = [
+            f"{letter} because {labels}"
+            for letter, tags in (("A", pair.earlier.tags_left), ("B", pair.earlier.tags_right))
+            if (labels := screen.app.seat.rubric.labels(tags))
+        ]
+        rewritten = ["with a rewrite"] if pair.earlier.rewrite_id is not None else []
+        screen.notice(f"taken back; it was: {', '.join([said, *reasons, *rewritten])}")
+
+
+def tags(screen: JudgeScreen) -> None:
+    """Ask for reasons."""
+    if screen.pair is None:
+        return
+
+    def keep(chosen: Tags | None) -> None:
+        if chosen is not None and chosen != (screen.beside.tags_left, screen.beside.tags_right):
+            screen.beside = replace(screen.beside, tags_left=chosen[0], tags_right=chosen[1])
+            screen.show_marks()
+            screen.amend()
+
+    chosen = (screen.beside.tags_left, screen.beside.tags_right)
+    side = 1 if screen.query_one("#right").has_focus else 0
+    screen.app.push_screen(TagsPanel(screen.app.seat.rubric, chosen, side), keep)
+
+
+def ask_red_flags(screen: JudgeScreen, then: Callable[[], None]) -> None:
+    """Ask the red flags of both replies, then go on; escape leaves the pair unjudged."""
+
+    def keep(answers: dict[str, bool] | None) -> None:
+        if answers is None:
+            screen.notice("not judged: the questions are open.")
+            return
+        screen.beside = replace(screen.beside, red_flags=answers)
+        then()
+
+    screen.app.push_screen(RedFlagsPanel(screen.app.seat.rubric.red_flags), keep)
+
+
+def note(screen: JudgeScreen) -> None:
+    """Ask for a line of note."""
+    pair = screen.pair
+    if pair is None:
+        return
+
+    def keep(text: str | None) -> None:
+        if text is not None and text != (screen.beside.note or ""):
+            screen.beside = replace(screen.beside, note=text or None)
+            screen.show_marks()
+            screen.amend()
+
+    screen.app.push_screen(
+        LinePanel(
+            "A note on this pair",
+            screen.beside.note or pair.drafts.get("note", ""),
+            "enter  keep it with the judgment · esc  leave it as it was",
+            lambda text: _draft(screen, "note", text),
+        ),
+        keep,
+    )
+
+
+def _draft(screen: JudgeScreen, name: str, text: str) -> None:
+    """Keep writing that is not saved yet."""
+    pair = screen.pair
+    if pair is None:
+        return
+    try:
+        screen.app.seat.save_draft(pair.pair_id, name, text)
+        screen.pair = replace(pair, drafts={**pair.drafts, name: text})
+    except CuratorError as error:
+        screen.app.complain(error)
+
+
+def flag(screen: JudgeScreen) -> None:
+    """Flag the pair, or take the flag off."""
+    if screen.pair is None:
+        return
+    screen.beside = replace(screen.beside, flagged=not screen.beside.flagged)
+    screen.show_marks()
+    screen.amend()
+
+
+def rewrite_left(screen: JudgeScreen) -> None:
+    """Rewrite reply A."""
+    _rewrite(screen, Verdict.LEFT)
+
+
+def rewrite_right(screen: JudgeScreen) -> None:
+    """Rewrite reply B."""
+    _rewrite(screen, Verdict.RIGHT)
+
+
+def _rewrite(screen: JudgeScreen, side: Verdict) -> None:
+    pair = screen.pair
+    if pair is None:
+        return
+    name = f"rewrite_{side.value}"
+    reply = pair.left if side is Verdict.LEFT else pair.right
+    begun = screen.beside.rewrite
+    text = begun.text if begun and begun.side is side else pair.drafts.get(name, reply)
+
+    def keep(text: str | None) -> None:
+        if text is None:
+            screen.show_marks()
+            return
+        screen.beside = replace(screen.beside, rewrite=Rewrite(side, text))
+        screen.show_marks()
+        if screen.saved is None:
+            screen.notice("now judge the two as they are: your rewrite is kept with your pick.")
+        screen.amend()
+
+    letter = "A" if side is Verdict.LEFT else "B"
+    screen.app.push_screen(
+        RewriteScreen(pair, letter, reply, text, lambda text: _draft(screen, name, text)), keep
+    )
+
+
+def go_to(screen: JudgeScreen) -> None:
+    """Ask for a pair's number and go there."""
+
+    def go(text: str | None) -> None:
+        if not text:
+            return
+        turn, _, number = text.rpartition(".")
+        if not number.isdecimal() or (turn and not turn.isdecimal()):
+            screen.notice(f"{text!r} is no pair: a number, or round and number as 2.17.")
+            return
+        seat, turn_number = screen.app.seat, int(turn[:9]) if turn else None
+        screen.go(lambda: seat.go_to(int(number[:9]), turn_number), f"there is no pair {text}.")
+
+    hint = "a number, or round and number as 2.17 · enter  go · esc  stay"
+    screen.app.push_screen(LinePanel("Go to pair", "", hint), go)
+
+
+def previous(screen: JudgeScreen) -> None:
+    """Show the pair before this one."""
+    _beside(screen, -1, "this is the first pair.")
+
+
+def following(screen: JudgeScreen) -> None:
+    """Show the pair after this one."""
+    _beside(screen, 1, "this is the last pair.")
+
+
+def _beside(screen: JudgeScreen, step: int, none: str) -> None:
+    if screen.pair is not None:
+        pair_id = screen.pair.pair_id
+        screen.go(lambda: screen.app.seat.beside(pair_id, step), none)
+
+
+def next_unjudged(screen: JudgeScreen) -> None:
+    """Show the next pair that needs a judgment."""
+    screen.go_next()
+
+
+def history(screen: JudgeScreen) -> None:
+    """Open the annotator's judgments; one that is opened there is shown to be judged again."""
+    from curator.tui.history_screen import HistoryScreen
+
+    def open_pair(pair_id: int | None) -> None:
+        if pair_id is not None:
+            screen.go(lambda: screen.app.seat.open(pair_id), "that pair is gone.")
+
+    screen.app.push_screen(HistoryScreen(), open_pair)
+
+
+def rounds(screen: JudgeScreen) -> None:
+    """Open the rounds screen."""
+    from curator.tui.rounds_screen import RoundsScreen
+
+    screen.app.push_screen(RoundsScreen())
+
+
+def show_help(screen: JudgeScreen) -> None:
+    """Show what the keys do."""
+    from curator.tui.help_screen import HelpScreen
+
+    screen.app.push_screen(HelpScreen())
+
+
+def guideline(screen: JudgeScreen) -> None:
+    """Show how to judge."""
+    screen.app.action_guideline()
+
+
+def leave(screen: JudgeScreen) -> None:
+    """Leave the app; a run under way goes on."""
+    screen.app.exit()
+
+
+DO: Mapping[str, Callable[[JudgeScreen], None]] = {
+    "undo": undo, "tags": tags, "rewrite_left": rewrite_left, "rewrite_right": rewrite_right,
+    "note": note, "flag": flag, "go_to": go_to, "previous": previous, "following": following,
+    "next_unjudged": next_unjudged, "history": history, "rounds": rounds,
+    "guideline": guideline, "help": show_help, "leave": leave,
+}  # fmt: skip

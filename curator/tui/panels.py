@@ -1,0 +1,241 @@
+"""Small panels over the judge screen: reasons, red flags, a note, where to go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+from textual import events, on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical, VerticalScroll
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import Input, Static
+
+from curator.rubric import MOST_TAGS_A_SIDE, RedFlag, Rubric, Tag
+from curator.safe_text import HIDDEN
+
+Tags = tuple[tuple[str, ...], tuple[str, ...]]
+HEADINGS = {
+    "good": "a reason for it",
+    "over_agreeable": "over-agreeable",
+    "over_corrected": "over-corrected",
+}
+
+
+class TagsPanel(ModalScreen[Tags]):
+    """Reasons for each side, a key each; at most three a side. Closes with what was chosen."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("tab,shift+tab,left,right", "other_side", show=False, priority=True),
+        Binding("enter,escape", "done", show=False, priority=True),
+        Binding("backspace", "clear", show=False),
+    ]
+
+    def __init__(self, rubric: Rubric, chosen: Tags, side: int = 0) -> None:
+        super().__init__()
+        self.rubric = rubric
+        self.chosen: list[list[str]] = [list(chosen[0]), list(chosen[1])]
+        self.side = side
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(id="panel"):
+            yield Static(id="tags-head")
+            yield Static(id="tags")
+            yield Static(id="tags-foot")
+
+    def on_mount(self) -> None:
+        self.draw()
+
+    def on_resize(self) -> None:
+        self.draw()
+
+    def on_key(self, event: events.Key) -> None:
+        tag = next((t for t in self.rubric.tags if t.key == event.character), None)
+        if tag is None:
+            return
+        event.stop()
+        names = self.chosen[self.side]
+        if tag.tag in names:
+            names.remove(tag.tag)
+        elif len(names) < MOST_TAGS_A_SIDE:
+            names.append(tag.tag)
+        self.draw()
+
+    def draw(self) -> None:
+        """Show the reasons in columns, those chosen for this side marked."""
+        heads = []
+        for side, letter in enumerate("AB"):
+            names = self.rubric.labels(self.chosen[side]) or "no reason yet"
+            head = Content(f" {'▶' if side == self.side else ' '} {letter} because ").stylize(
+                f"bold $side-{letter.lower()}"
+            )
+            heads.append(head + Content.from_text(names, markup=False))
+        self.query_one("#tags-head", Static).update(Content("\n").join(heads))
+        wide = self.size.width >= 100
+        columns = [
+            [(heading, None), *((tag.label, tag) for tag in self.rubric.tags if tag.direction == d)]
+            for d, heading in HEADINGS.items()
+        ]
+        self.query_one("#tags", Static).update(
+            self._beside(columns) if wide else self._short(columns)
+        )
+        foot = (
+            f"at most {MOST_TAGS_A_SIDE} reasons a side · "
+            "tab  the other reply · enter  done · backspace  none"
+        )
+        self.query_one("#tags-foot", Static).update(Content(foot).stylize("$quiet"))
+
+    def _beside(self, columns: list[list[tuple[str, Tag | None]]]) -> Content:
+        width = min(38, (min(118, self.size.width) - 6) // 3)
+        lines = []
+        for row in range(max(map(len, columns))):
+            cells = [
+                self._cell(*column[row], width) if row < len(column) else Content(" " * width)
+                for column in columns
+            ]
+            lines.append(Content("").join(cells))
+        return Content("\n").join(lines)
+
+    def _short(self, columns: list[list[tuple[str, Tag | None]]]) -> Content:
+        width = (min(118, self.size.width) - 6) // 4
+        parts = []
+        for column in columns:
+            cells = [self._cell(tag.short, tag, width) for _, tag in column if tag is not None]
+            rows = [Content("").join(cells[i : i + 4]) for i in range(0, len(cells), 4)]
+            parts += [Content(column[0][0]).stylize("$quiet"), *rows]
+        return Content("\n").join(parts)
+
+    def _cell(self, text: str, tag: Tag | None, width: int) -> Content:
+        if tag is None:
+            return Content(text.ljust(width)).stylize("$quiet")
+        chosen = tag.tag in self.chosen[self.side]
+        label = f"{'●' if chosen else ' '} {text}"[: width - 3].ljust(width - 3)
+        return Content(f" {tag.key}").stylize("bold $accent") + Content.from_text(
+            label + " ", markup=False
+        ).stylize("bold" if chosen else "")
+
+    def action_other_side(self) -> None:
+        """Turn to the other reply."""
+        self.side = 1 - self.side
+        self.draw()
+
+    def action_clear(self) -> None:
+        """Drop this side's reasons."""
+        self.chosen[self.side].clear()
+        self.draw()
+
+    def action_done(self) -> None:
+        """Close with the reasons."""
+        self.dismiss((tuple(self.chosen[0]), tuple(self.chosen[1])))
+
+
+class RedFlagsPanel(ModalScreen[dict[str, bool] | None]):
+    """The red flags of both replies, asked one by one: yes or no. Escape: no judgment is made."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("y", "answer(True)", show=False),
+        Binding("n", "answer(False)", show=False),
+        Binding("u,backspace", "back", show=False),
+        Binding("escape", "cancel", show=False),
+    ]
+
+    def __init__(self, flags: Sequence[RedFlag]) -> None:
+        super().__init__()
+        self.asked = [(side, flag) for side in ("left", "right") for flag in flags]
+        self.answers: dict[str, bool] = {}
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(id="panel"):
+            yield Static(id="red-flags")
+
+    def on_mount(self) -> None:
+        self.draw()
+
+    def draw(self) -> None:
+        """Show the answers so far and the question that is next."""
+        lines = [Content("A risk cue stands before this message: each reply, yes or no?\n")]
+        for number, (side, flag) in enumerate(self.asked):
+            letter = "A" if side == "left" else "B"
+            line = Content(f"{letter}  ").stylize(f"bold $side-{letter.lower()}")
+            line += Content.from_text(flag.question, markup=False)
+            done = self.answers.get(f"{side}.{flag.flag}")
+            if done is not None:
+                line += Content("  yes").stylize("bold $error") if done else Content("  no")
+            elif number == len(self.answers):
+                line += Content("  y  n").stylize("bold $accent")
+            else:
+                line = line.stylize("$quiet")
+            lines.append(line)
+        lines.append(Content("\nu  the question before · esc  not yet").stylize("$quiet"))
+        self.query_one("#red-flags", Static).update(Content("\n").join(lines))
+
+    def action_answer(self, yes: bool) -> None:
+        """Answer the question; after the last one, close with all answers."""
+        side, flag = self.asked[len(self.answers)]
+        self.answers[f"{side}.{flag.flag}"] = yes
+        if len(self.answers) == len(self.asked):
+            self.dismiss(self.answers)
+        else:
+            self.draw()
+
+    def action_back(self) -> None:
+        """Ask the question before again."""
+        if self.answers:
+            self.answers.popitem()
+            self.draw()
+
+    def action_cancel(self) -> None:
+        """Close without a judgment."""
+        self.dismiss(None)
+
+
+class LinePanel(ModalScreen[str | None]):
+    """One line to write. Enter keeps it, escape leaves it as it was."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "cancel", show=False)]
+
+    def __init__(
+        self, title: str, text: str, hint: str, on_draft: Callable[[str], None] | None = None
+    ) -> None:
+        """`on_draft` is called with what is written, at most once a second and at the end."""
+        super().__init__()
+        self.text, self.heading, self.hint = text, title, hint
+        self.on_draft = on_draft
+        self.drafted = text
+
+    def compose(self) -> ComposeResult:
+        with Vertical(id="panel"):
+            yield Static(Content(self.heading).stylize("bold"))
+            yield Input(self.text, id="line", max_length=2_000)
+            yield Static(Content(self.hint).stylize("$quiet"))
+
+    def on_mount(self) -> None:
+        self.query_one(Input).focus()
+        self.set_interval(0.8, self.draft)
+
+    def draft(self) -> None:
+        """Keep what is written so far, if it changed."""
+        text = self.query_one(Input).value
+        if self.on_draft is not None and text != self.drafted:
+            self.drafted = text
+            self.on_draft(text)
+
+    @on(Input.Changed)
+    def inert(self, event: Input.Changed) -> None:
+        """Drop characters that a terminal could obey, which pasted text may hold."""
+        clean = HIDDEN.sub("", event.value)
+        if clean != event.value:
+            event.input.value = clean
+
+    @on(Input.Submitted)
+    def keep(self, event: Input.Submitted) -> None:
+        """Close with what is written."""
+        self.draft()
+        self.dismiss(event.value.strip())
+
+    def action_cancel(self) -> None:
+        """Close; what was written stays a draft."""
+        self.draft()
+        self.dismiss(None)

@@ -1,0 +1,93 @@
+"""Judging in lines: from a pipe, without a control sequence, with the same verbs."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from sqlmodel import select
+
+from curator import db
+from curator.judgments import standing
+from curator.models import Candidate, Judgment, Prompt
+from curator.workspace import Workspace, create_workspace
+from tests.conftest import ONCE, AddPairs
+from tests.curator.test_app import rows
+
+
+def annotate(workspace: Workspace, *lines: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "curator", "annotate", "--plain", "-a", "anna"],
+        input="".join(line + "\n" for line in lines).encode(), capture_output=True,
+        cwd=workspace.path, env={**os.environ, "TERM": "dumb"}, timeout=60,
+    )  # fmt: skip
+
+
+def test_ten_judgments_from_a_pipe_without_a_control_sequence(
+    workspace: Workspace, add_pairs: AddPairs
+) -> None:
+    add_pairs(workspace, 12, good="Fine {i} \x1b[2J \x9b1m \x07 \u202e here.")
+    done = annotate(workspace, *"aAbBtxsaab")
+    assert done.returncode == 0, done.stderr
+    assert not re.search(rb"[\x00-\x08\x0b-\x1f\x7f]|\xc2[\x80-\x9f]", done.stdout + done.stderr)
+    text = done.stdout.decode()
+    assert text.count("saved: ") == 10 and "saved: A clearly better" in text
+    assert "0 of 12 judged · about: feeling watched · risk cue: none" in text
+    assert "client (4 words): Round 1, message 0." in text and "hidden characters): Fine" in text
+    assert "10 judged in 0 min, all kept in study." in text
+    said = [(str(row.verdict), row.strength) for row in rows(workspace)]
+    assert said == [
+        ("left", 1), ("left", 2), ("right", 1), ("right", 2), ("tie", None), ("both_bad", None),
+        ("skip", None), ("left", 1), ("left", 1), ("right", 1),
+    ]  # fmt: skip
+
+
+def test_every_verb_works_in_lines(workspace: Workspace, add_pairs: AddPairs) -> None:
+    add_pairs(workspace, 5)
+    done = annotate(
+        workspace, "g", "g A nv", "g B e", "g B zz", "n a close call", "f", "left_clearly",
+        "u", "e", "My own", "words.", ".", "b", ": 4", "t", "[", "]", ".", ": 99", ": x", "h",
+        "h close", "r", "i", "?", "nonsense", "", "q", "a",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    text = done.stdout.decode()
+    for part in (
+        "n  Names the feeling", "A because names feeling, validates", "not taken: zz.",
+        "note: a close call", "flagged.", "taken back:", "was: A clearly better",
+        "there is no such pair.", ": 17, or 2.17", "1.1  right", "preferences so far",
+        "How to judge", "a  A better", "nonsense is no key here; ? tells them all.",
+        "2 judged", "1 taken back, 1 rewritten",
+    ):  # fmt: skip
+        assert part in text, part
+    said = [(str(row.verdict), row.pair_id) for row in rows(workspace)]
+    assert said == [("left", 1), ("retracted", 1), ("right", 1), ("tie", 4)]
+    first, _, third, _ = rows(workspace)
+    assert (first.tags_left, first.tags_right) == (
+        ["names_feeling", "validates_not_endorses"], ["endorses_belief"],
+    )  # fmt: skip
+    assert (third.note, third.flagged, third.tags_left) == ("a close call", 1, first.tags_left)
+    with db.reading(workspace.engine) as session:
+        assert session.get_one(Candidate, third.rewrite_id).text == "My own\nwords."
+
+
+def test_red_flags_are_asked_in_lines(tmp_path: Path, add_pairs: AddPairs) -> None:
+    place = create_workspace(tmp_path / "other", settings=ONCE + "red_flags = true\n")
+    add_pairs(place, 1)
+    with db.writing(place.engine) as session:
+        session.get_one(Prompt, 1).risk_cue = "self-harm"
+    done = annotate(place, "a", *"ny?nyyn")
+    assert done.returncode == 0 and "A: Does it pass over a risk" in done.stdout.decode()
+    (row,) = rows(place)
+    assert sum(row.red_flags.values()) == 3 and len(row.red_flags) == 6
+
+
+def test_an_empty_queue_says_what_to_do(workspace: Workspace) -> None:
+    done = annotate(workspace, "a", "u", "r start")
+    text = done.stdout.decode()
+    assert done.returncode == 0 and "curator import prompts FILE" in text
+    assert "there is nothing to judge." in text and "nothing to take back." in text
+    with db.reading(workspace.engine) as session:
+        assert session.exec(select(Judgment).where(standing())).all() == []
