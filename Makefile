@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check fix screens bench-start bench-app clean
+.PHONY: help demo test check fix demo-assets bench-start bench-app clean
 
 help:
 	@echo "make demo    try it: a tiny model, the whole ring (no GPU, no network once set up)"
@@ -38,8 +38,8 @@ fix: $(STAMP)
 	@$(BIN)/ruff check --fix --quiet . || true
 	@$(BIN)/ruff format --quiet .
 
-screens: $(STAMP)
-	@$(BIN)/python tools/take_screens.py
+demo-assets: $(STAMP)
+	@$(BIN)/python tools/make_demo_assets.py $(ARGS)
 
 bench-start: $(STAMP)
 	@$(BIN)/python -m tests.benchmarks.bench_start $(ARGS)

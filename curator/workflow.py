@@ -126,8 +126,8 @@ class NextStep:
     text: str
 
 
-def next_step(workspace: Workspace, seat: Seat) -> NextStep:
-    """Return what comes next in the ring for this annotator."""
+def next_step(workspace: Workspace, seat: Seat, unjudged: bool = False) -> NextStep:
+    """Return what comes next in the ring for this annotator, who may have a pair before them."""
     with db.reading(workspace.engine) as session:
         prompts = session.exec(select(func.count()).select_from(Prompt)).one()
         newest = store.newest_round(session)
@@ -141,11 +141,10 @@ def next_step(workspace: Workspace, seat: Seat) -> NextStep:
         return NextStep("generate", "Next: the new adapter writes pairs.")
     count = seat.progress().preferences
     if count < FEWEST_PREFERENCES:
-        return NextStep(
-            "generate",
-            f"{count} preferences so far; training needs {FEWEST_PREFERENCES}. "
-            "Next: the model writes more pairs.",
-        )
+        few = f"{count} preferences so far; training needs {FEWEST_PREFERENCES}. "
+        if unjudged:
+            return NextStep(None, few + "Next: judge the pairs that are here.")
+        return NextStep("generate", few + "Next: the model writes more pairs.")
     return NextStep(
         "round", f"Next: train on {count} preferences, then the new adapter writes pairs."
     )

@@ -25,16 +25,16 @@ SAYS = {
     "tie": "content with either", "both_bad": "content with neither",
     "skip": "skip, without penalty", "undo": "take the last judgment back",
     "tags": "reasons, a key each", "flag": "flag the pair", "note": "a line of note",
-    "next_unjudged": "the next without a judgment", "history": "your judgments",
-    "rounds": "train, write anew, figures", "guideline": "how to judge",
+    "next_unjudged": "the next unjudged", "history": "your judgments",
+    "rounds": "rounds and figures", "guideline": "how to judge",
     "help": "this page", "leave": "leave; a run goes on",
 }  # fmt: skip
 ALSO = """
 enter: the next pair, or the next step · ctrl+p: everything by name
 up, down, tab: scroll · f1: how to judge, from anywhere
 
-Every judgment is on the disk before "saved" shows. A tie, both bad and skip
-are kept, and are never trained on."""
+Every judgment is on the disk before "saved" shows.
+A tie, both bad and skip are kept, and never trained on."""
 
 
 class HelpScreen(ModalScreen[None]):

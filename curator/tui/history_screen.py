@@ -85,7 +85,8 @@ class HistoryScreen(Screen[int | None]):
         if text:
             parts.append(f"with “{one_line(text, 30)}”")
         if not self.rows:
-            parts.append("nothing here: v, f and / change what is shown")
+            filtered = self.verdict or self.flagged or text
+            parts.append("v, f and / show others" if filtered else "they will be listed here")
         self.query_one("#filter", Static).update(
             Content.from_text(" " + " · ".join(parts), markup=False)
         )

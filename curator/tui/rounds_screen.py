@@ -63,7 +63,8 @@ class RoundsScreen(Screen[None]):
         table.clear()
         for row in round_rows(facts):
             table.add_row(*(Text(cell) for cell in row))
-        self.step = next_step(self.app.workspace, self.app.seat)
+        judging = any(getattr(screen, "pair", None) for screen in self.app.screen_stack)
+        self.step = next_step(self.app.workspace, self.app.seat, unjudged=judging)
         text = "" if self.app.run_watch else self.step.text
         self.query_one("#next", Static).update(Content.from_text(text, markup=False))
         self.show_run()

@@ -57,7 +57,7 @@ def run_folder(folder: Path, rows: Rows | None = None, **request: Any) -> Path:
 def trainer() -> Run:
     """Return a function that runs `python -m trainer FOLDER` to its end."""
 
-    def run(folder: Path, timeout: float = 150) -> subprocess.CompletedProcess[str]:
+    def run(folder: Path, timeout: float = 400) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-P", "-m", "trainer", str(folder)],
             capture_output=True, text=True, encoding="utf-8", timeout=timeout, cwd=folder,
