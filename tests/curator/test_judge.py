@@ -265,7 +265,7 @@ def test_history_finds_and_reopens(workspace: Workspace, add_pairs: AddPairs) ->
         assert table.row_count == 1 and "note" in painted(app)
         app.screen.query_one(Input).value = "100% [/]"
         await pilot.pause()
-        assert table.row_count == 0 and "nothing here" in painted(app)
+        assert table.row_count == 0 and "show others" in painted(app)
         await pilot.press("escape", "down", "down", "down", "enter")
         assert isinstance(app.screen, JudgeScreen) and "message 0." in painted(app)
         await pilot.press("B")

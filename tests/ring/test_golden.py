@@ -10,14 +10,17 @@ import asyncio
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from textual.pilot import Pilot
+from textual.widgets import TextArea
 
 from curator import workflow
 from curator.tui.app import CuratorApp
 from curator.tui.widgets import Reply
-from curator.workspace import Workspace
+from curator.workspace import Workspace, create_workspace
 from tests.conftest import AddPairs
 
 pytestmark = pytest.mark.train
@@ -116,3 +119,69 @@ def test_undo_and_judging_again_change_what_is_exported(
     seen = press_and_read(workspace, ["a", "u", "B", "t", "u"])
     rows = [json.loads(line) for line in workflow.export_preferences(workspace).lines]
     assert [(r["chosen"][0]["content"], r["strength"]) for r in rows] == [(seen[0][1], 2)]
+
+
+def test_every_way_of_judging_is_exported_as_it_was_painted(
+    tmp_path: Path, add_pairs: AddPairs
+) -> None:
+    place = create_workspace(
+        tmp_path / "study", settings="[judge]\nrepeat_share = 1.0\ncalibration = 0\n"
+    )
+    add_pairs(place, 30)
+    wanted: list[tuple[str, str, int | None]] = []  # chosen, rejected, strength
+    repeats = 0
+
+    async def run() -> None:
+        nonlocal repeats
+        app = CuratorApp(place, "anna")
+        async with app.run_test(size=(120, 36)) as pilot:
+
+            def boxes() -> tuple[str, str]:
+                pair = [app.screen.query_one(f"#{side}", Reply) for side in ("left", "right")]
+                return painted_text(pair[0]), painted_text(pair[1])
+
+            a, b = await settled(pilot, boxes)
+            await pilot.press("B")
+            wanted.append((b, a, 2))  # strength
+            shown = {(a, b), await settled(pilot, boxes)}
+            await pilot.press("x")  # both bad: kept, never a pair
+            a, b = await settled(pilot, boxes)
+            await pilot.press("a", "u")  # taken back ...
+            assert await settled(pilot, boxes) == (a, b)
+            await pilot.press("b")  # ... and judged otherwise
+            wanted.append((b, a, 1))
+            shown |= {(a, b), await settled(pilot, boxes)}
+            a, b = boxes()
+            await pilot.press("E")
+            app.screen.query_one(TextArea).text = "What would you want them to know?"
+            await pilot.pause()
+            await pilot.press("ctrl+s", "A")  # a rewrite, over both
+            wanted.extend(("What would you want them to know?", side, 2) for side in (a, b))
+            a, b = await settled(pilot, boxes)
+            await pilot.press("a", "h", "enter")  # judged again, out of the history
+            assert await settled(pilot, boxes) == (a, b)
+            await pilot.press("B")
+            wanted.append((b, a, 2))
+            shown.add((a, b))
+            for _ in range(20):
+                a, b = await settled(pilot, boxes)
+                await pilot.press("a")
+                if (b, a) in shown:  # a repeat, with sides swapped: measured, never trained on
+                    repeats += 1
+                else:
+                    wanted.append((a, b, 1))
+                    shown.add((a, b))
+
+    asyncio.run(run())
+    rows = [json.loads(line) for line in workflow.export_preferences(place).lines]
+    exported = [
+        (r["chosen"][0]["content"], r["rejected"][0]["content"], r["strength"]) for r in rows
+    ]
+    assert sorted(exported) == sorted(wanted)
+    assert repeats >= 3
+
+
+async def settled(pilot: Pilot[None], boxes: Callable[[], tuple[str, str]]) -> tuple[str, str]:
+    """Return the two painted replies once the screen has come to rest."""
+    await pilot.pause()
+    return boxes()
