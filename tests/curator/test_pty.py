@@ -128,7 +128,7 @@ def open_app(workspace: Workspace, name: str = "anna", count: int | None = None)
 KEYS = {"a": "left", "B": "right", "t": "tie", "x": "both_bad", "s": "skip"}
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_thirty_kills_lose_no_acknowledged_judgment(
     workspace: Workspace, add_pairs: AddPairs
 ) -> None:

@@ -27,7 +27,7 @@ from curator.seat import Shown
 from curator.workspace import data_folder
 from trainer import contract
 
-pytestmark = [pytest.mark.train, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.train, pytest.mark.timeout(900)]
 KEYS = {
     "round", "judgments", "preferences", "train_seconds", "reward_accuracy", "reward_accuracy_n",
     "collusion_rate", "over_correction_rate", "boundary_aware_rate", "unclassified_rate",
