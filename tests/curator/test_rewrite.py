@@ -117,7 +117,7 @@ def test_a_pasted_text_is_cleaned_where_it_stands(
         editor = app.screen.query_one(TextArea)
         editor.text = "Start. "
         editor.move_cursor(editor.document.end)
-        editor.post_message(events.Paste("soft\u00adly\x1b[2J"))
+        app.post_message(events.Paste("soft\u00adly\x1b[2J"))
         await pilot.pause()
         await pilot.press(*" on")
         assert editor.text == "Start. softly[2J on"
