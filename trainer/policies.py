@@ -56,8 +56,8 @@ class Policies:
         """Take the compared adapter off; return the model as it was given."""
         if COMPARE in self.names:
             if ADAPTER in self.names:
-                self.model.delete_adapter(COMPARED)
                 self.settle()
+                self.model.delete_adapter(COMPARED)
             else:
                 self.model = self.model.unload()
         return self.model
