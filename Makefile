@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check fix demo-assets bench-start bench-app clean
+.PHONY: help demo test check fix demo-assets bench-start bench-app bench-evaluation clean
 
 help:
 	@echo "make demo    try it: a tiny model, the whole ring (no GPU, no network once set up)"
@@ -46,6 +46,9 @@ bench-start: $(STAMP)
 
 bench-app: $(STAMP)
 	@$(BIN)/python -m tests.benchmarks.bench_app $(ARGS)
+
+bench-evaluation: $(STAMP)
+	@$(BIN)/python -m tests.benchmarks.bench_evaluation $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

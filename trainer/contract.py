@@ -6,14 +6,28 @@ A run's folder holds, in the order they appear::
 
     request.json      what to do (this module's Request); written by whoever starts the run
     pairs.jsonl       preferences to train on, a row a line     (train, evaluate, round)
-    prompts.jsonl     prompts to write candidates for           (generate, round)
+    prompts.jsonl     prompts to write candidates for           (generate, round, duel)
     measure.jsonl     prompts to sample replies for, to measure (generate, evaluate, round)
+    probes.jsonl      client texts with two reference replies   (train, evaluate, round)
+    drift.jsonl       held-out prompts to see drift on          (train, evaluate, round)
     events.jsonl      what is happening, an event a line, appended by trainer
     log.txt           what the libraries say
-    candidates.jsonl, samples.jsonl, adapter/    results
+    candidates.jsonl, samples.jsonl, evaluation.jsonl, adapter/    results
     manifest.json     written last: without it the run is not finished
 
 Paths in a request are relative to the run's folder, so that a workspace can be moved.
+
+evaluation.jsonl has a row for each policy and thing measured; log-probabilities are natural and
+summed over a reply's tokens (divide by the tokens for a length-normalised mean)::
+
+    {"kind": "held_out", "policy", "id", "family", "margin", "chosen_logp", "rejected_logp",
+     "chosen_tokens", "rejected_tokens", "chosen_logp_base", "rejected_logp_base"}
+    {"kind": "probe", "policy", "id", "family", "probe", "conflict",
+     "logps": {"boundary_aware": x, "collusive" or "over_corrected": y}, "tokens": {...}}
+    {"kind": "reply", "policy", "prompt_id", "text", "tokens", "finish_reason", "kl"}
+
+`margin` is beta times the DPO margin against the base; `kl` is KL(policy || base) in nats, the
+mean over the reply's tokens and the one that ends it, null for the base.
 """
 
 from __future__ import annotations
@@ -33,7 +47,7 @@ from typing import Any, Literal
 
 SCHEMA = 1
 
-Action = Literal["train", "evaluate", "generate", "round"]
+Action = Literal["train", "evaluate", "generate", "round", "duel"]
 Strategy = Literal["contrast", "sample"]
 Message = dict[str, str]
 T = typing.TypeVar("T")
@@ -42,6 +56,9 @@ REQUEST = "request.json"
 PAIRS = "pairs.jsonl"
 PROMPTS = "prompts.jsonl"
 MEASURE = "measure.jsonl"
+PROBES = "probes.jsonl"
+DRIFT = "drift.jsonl"
+EVALUATION = "evaluation.jsonl"
 CANDIDATES = "candidates.jsonl"
 SAMPLES = "samples.jsonl"
 EVENTS = "events.jsonl"
@@ -49,6 +66,9 @@ LOG = "log.txt"
 LOCK = "trainer.lock"
 MANIFEST = "manifest.json"
 ADAPTER_CARD = "curator_adapter.json"
+
+# Policies: the model without an adapter, with the run's own, with the one it is compared with.
+BASE, ADAPTER, COMPARE = "base", "adapter", "compare"
 
 # TRL 1.16's DPO losses that have been tried here with human labels; `sft` only beside another.
 LOSSES = ("sigmoid", "sigmoid_norm", "ipo", "robust", "apo_zero", "sft")
@@ -189,9 +209,15 @@ class Request:
     seed: int = 0
     quantization: Literal["nf4", "none"] = "nf4"
     adapter: str | None = None
-    """Folder of the adapter to generate or evaluate with, relative to the run's folder."""
+    """Folder of the adapter to generate or evaluate with, relative to the run's folder; a duel's
+    first side. None: the base model."""
     adapter_sha256: str | None = None
     """SHA-256 its weights must have; none: as the folder's own card says."""
+    compare: str | None = None
+    """Folder of the adapter to compare with (the one in use), relative to the run's folder; a
+    duel's second side. None: no comparison, or in a duel the base model."""
+    compare_sha256: str | None = None
+    """As adapter_sha256."""
     output_adapter: str = "adapter"
     """Where train and round publish the new adapter, relative to the run's folder."""
     pairs: str = PAIRS
@@ -199,6 +225,10 @@ class Request:
     measure: str | None = None
     """Prompts to sample `measure_samples` replies each for, without a steer; none: skip."""
     measure_samples: int = 1
+    probes: str | None = None
+    """Probes to score when evaluating; none: skip."""
+    drift: str | None = None
+    """Held-out prompts to answer once by every policy when evaluating; none: skip."""
     train: TrainSettings = field(default_factory=TrainSettings)
     generate: GenerateSettings = field(default_factory=GenerateSettings)
     run: str = ""
@@ -213,6 +243,8 @@ class Request:
             )
         if not self.model:
             raise ContractError("model is empty; name a model folder or an id.")
+        if self.action == "duel" and self.adapter is None and self.compare is None:
+            raise ContractError("a duel needs adapter, compare, or both; both are missing.")
         _positive(self, "measure_samples")
         if not 0 <= self.seed < 2**32:
             raise ContractError(f"seed must be between 0 and 2**32 - 1, and is {self.seed}.")

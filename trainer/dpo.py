@@ -36,7 +36,10 @@ Emit = Callable[..., None]
 
 @dataclass(frozen=True)
 class Preferences:
-    """Preference rows, split by prompt; each row is TRL's conversational prompt/chosen/rejected."""
+    """Preference rows, split by prompt; each row is TRL's conversational prompt/chosen/rejected.
+
+    Held-out rows keep the id and family they came with (or None) beside it.
+    """
 
     train: list[dict[str, Any]]
     held_out: list[dict[str, Any]]
@@ -56,6 +59,7 @@ def read_preferences(
     """
     rows: list[dict[str, Any]] = []
     splits: list[str | None] = []
+    names: list[dict[str, str | None]] = []
     identical = 0
     for number, row in read_rows(path):
         where = f"{path}, line {number}"
@@ -71,6 +75,7 @@ def read_preferences(
             continue
         rows.append(checked)
         splits.append(row.get("split"))
+        names.append({name: _name(row.get(name)) for name in ("id", "family")})
     if trains and len(rows) < FEWEST_PREFERENCES:
         raise ContractError(
             f"{path}: {len(rows)} preferences; a round needs at least {FEWEST_PREFERENCES}. "
@@ -82,10 +87,20 @@ def read_preferences(
         raise ContractError(f"{path}: some rows have a split and some have none. Give all one.")
     _check_apart(path, rows, splits)
     train = [row for row, split in zip(rows, splits, strict=True) if split != "held_out"]
-    held_out = [row for row, split in zip(rows, splits, strict=True) if split == "held_out"]
+    held_out = [
+        {**row, **name}
+        for row, name, split in zip(rows, names, splits, strict=True)
+        if split == "held_out"
+    ]
     if trains and not train:
         raise ContractError(f"{path}: every row is held out; none is left to train on.")
     return Preferences(train, held_out, identical, sha256_rows(rows))
+
+
+def _name(value: Any) -> str | None:
+    """Return an id or family from outside as a text that can be written, or None."""
+    text = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+    return text.encode("utf-8", "replace").decode() or None
 
 
 def _check_apart(path: Path, rows: list[dict[str, Any]], splits: list[str | None]) -> None:

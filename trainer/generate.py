@@ -16,14 +16,16 @@ from trainer.contract import (
     check_messages,
     read_rows,
 )
-from trainer.model import fit_messages, has_system_role, parameters, template_sha256
+from trainer.model import (
+    BATCH_TOKENS,
+    default_batch_size,
+    fit_messages,
+    has_system_role,
+    template_sha256,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-SMALL_MODEL = 100_000_000
-# Tokens (prompt and reply, padding counted) that a batch may hold: bounds the key/value cache.
-BATCH_TOKENS = 32_768
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,21 @@ class Job:
     steer: str | None
     system_prompt: str | None
     sample: int
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One reply as it was drawn."""
+
+    job: Job
+    prompt_ids: list[int]
+    ids: list[int]
+    """Its tokens, the one that ends it included where there is one."""
+    text: str
+    tokens: int
+    """Without the one that ends it."""
+    finish_reason: str
+    seed: int
 
 
 def read_prompts(path: Path) -> list[tuple[str, list[Message]]]:
@@ -82,6 +99,53 @@ def short_enough(
     return [job for job in jobs if job.prompt_id not in too_long], len(too_long)
 
 
+def plain_jobs(prompts: list[tuple[str, list[Message]]]) -> list[Job]:
+    """Return one reply a prompt, without a steer: for a side of a duel, or to see drift on."""
+    return [Job(prompt_id, messages, None, None, 0) for prompt_id, messages in prompts]
+
+
+def sampling_of(settings: GenerateSettings) -> dict[str, Any]:
+    """Return how replies are drawn, under the model's own names; recorded with each."""
+    return {
+        "temperature": settings.temperature,
+        "top_p": settings.top_p,
+        "top_k": settings.top_k,
+        "max_new_tokens": settings.max_new_tokens,
+    }
+
+
+def sample(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    jobs: list[Job],
+    settings: GenerateSettings,
+    seed: int,
+    first: int = 0,
+) -> Iterator[list[Reply]]:
+    """Yield the replies to all jobs, a batch at a time, those to the longest prompts first.
+
+    Batches are numbered from `first`; each is drawn from a seed of its own.
+    """
+    import torch
+
+    system_role = has_system_role(tokenizer)
+    encoded = [(_tokens(tokenizer, job, system_role), job) for job in jobs]
+    encoded.sort(key=lambda pair: -len(pair[0]))  # longest first: a lack of memory shows at once
+    size = settings.batch_size or default_batch_size(model)
+    sampling = sampling_of(settings)
+    model.eval()
+    batches = _batches(encoded, size, settings.max_new_tokens)
+    for number, batch in enumerate(batches, first):
+        batch_seed = seed * 1_000_003 + number
+        torch.manual_seed(batch_seed)
+        with torch.inference_mode():
+            drawn = _reply(model, tokenizer, [ids for ids, _ in batch], sampling)
+        yield [
+            Reply(job, prompt, *reply, batch_seed)
+            for (prompt, job), reply in zip(batch, drawn, strict=True)
+        ]
+
+
 def write_replies(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
@@ -91,46 +155,37 @@ def write_replies(
     path: Path,
     origin: dict[str, Any],
     progress: Callable[[int, int], None],
+    side: int = 0,
 ) -> int:
     """Write a reply for every job to `path`, a row a line, as batches finish; return how many.
 
     `origin` (model, adapter) goes into every row. `progress(done, total)` is called per batch.
+    The replies of a second side (1) are added to those of the first, from other draws.
     """
-    import torch
-
-    sampling = {
-        "temperature": settings.temperature,
-        "top_p": settings.top_p,
-        "top_k": settings.top_k,
-        "max_new_tokens": settings.max_new_tokens,
+    common = {
+        **origin,
+        "sampling": sampling_of(settings),
+        "template_sha256": template_sha256(tokenizer),
     }
-    system_role = has_system_role(tokenizer)
-    encoded = [(_tokens(tokenizer, job, system_role), job) for job in jobs]
-    encoded.sort(key=lambda pair: -len(pair[0]))  # longest first: a lack of memory shows at once
-    size = settings.batch_size or (64 if parameters(model) < SMALL_MODEL else 8)
-    common = {**origin, "sampling": sampling, "template_sha256": template_sha256(tokenizer)}
-    model.eval()
     done = 0
-    with path.open("w", encoding="utf-8", newline="\n") as file, torch.inference_mode():
-        for number, batch in enumerate(_batches(encoded, size, settings.max_new_tokens)):
-            batch_seed = seed * 1_000_003 + number
-            torch.manual_seed(batch_seed)
-            replies = _reply(model, tokenizer, [ids for ids, _ in batch], sampling)
-            for (_, job), (text, tokens, reason) in zip(batch, replies, strict=True):
+    with path.open("a" if side else "w", encoding="utf-8", newline="\n") as file:
+        # A side has at most a batch a job: the second's numbers begin after any of the first's.
+        for replies in sample(model, tokenizer, jobs, settings, seed, side * len(jobs)):
+            for reply in replies:
                 row = {
-                    "prompt_id": job.prompt_id,
-                    "text": text,
-                    "steer": job.steer,
-                    "system_prompt": job.system_prompt,
-                    "sample": job.sample,
-                    "seed": batch_seed,
-                    "tokens": tokens,
-                    "finish_reason": reason,
+                    "prompt_id": reply.job.prompt_id,
+                    "text": reply.text,
+                    "steer": reply.job.steer,
+                    "system_prompt": reply.job.system_prompt,
+                    "sample": reply.job.sample,
+                    "seed": reply.seed,
+                    "tokens": reply.tokens,
+                    "finish_reason": reply.finish_reason,
                     **common,
                 }
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
-            done += len(batch)
+            done += len(replies)
             progress(done, len(jobs))
     return done
 
@@ -163,8 +218,8 @@ def _reply(
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[list[int]],
     sampling: dict[str, Any],
-) -> list[tuple[str, int, str]]:
-    """Return (text, tokens, why it ended) for each prompt of one batch."""
+) -> list[tuple[list[int], str, int, str]]:
+    """Return (token ids with the end, text, tokens, why it ended) for each prompt of a batch."""
     import torch
 
     width = max(len(ids) for ids in prompts)
@@ -186,7 +241,8 @@ def _reply(
     for row in output[:, width:].tolist():
         end = next((i for i, token in enumerate(row) if token in ends), None)
         text = str(tokenizer.decode(row[:end], skip_special_tokens=True)).strip()
-        replies.append(
-            (text, len(row) if end is None else end, "length" if end is None else "stop")
-        )
+        if end is None:
+            replies.append((row, text, len(row), "length"))
+        else:
+            replies.append((row[: end + 1], text, end, "stop"))
     return replies

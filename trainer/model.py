@@ -29,6 +29,12 @@ TEXT_ONLY_KEYS = {
 }
 VISION_KEYS = re.compile(r"(^|\.)(vision_tower|multi_modal_projector)\.")
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+LORA_WEIGHTS = re.compile(r"\.lora_[AB]\.weight$")
+# PEFT's names for the two adapters a run can have on its model: TRL trains the first.
+TRAINED, COMPARED = "default", "compare"
+SMALL_MODEL = 100_000_000
+# Tokens (prompt and reply, padding counted) that a batch may hold: bounds the key/value cache.
+BATCH_TOKENS = 32_768
 NAMES_CODE = ("auto_mapping", "megatron_config")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "chat_template.jinja")
 
@@ -167,6 +173,11 @@ def parameters(model: PreTrainedModel) -> int:
     )
 
 
+def default_batch_size(model: PreTrainedModel) -> int:
+    """Return how many replies are written or scored at once, where no setting says it."""
+    return 64 if parameters(model) < SMALL_MODEL else 8
+
+
 # --- adapters -----------------------------------------------------------------------------------
 
 
@@ -219,19 +230,27 @@ def _read(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def attach_adapter(model: PreTrainedModel, folder: Path) -> Any:
-    """Return the base with the (checked) adapter in `folder` on it, frozen.
+def attach_adapter(model: Any, folder: Path, name: str = TRAINED) -> Any:
+    """Return the model with the (checked) adapter in `folder` on it, frozen, under a name.
 
-    Raises Refused when its weights are not those of this model's layers.
+    On a base model it is the active adapter; beside another it is not. Raises Refused when its
+    weights are not the LoRA weights of this model's layers.
     """
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
-    adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+    if isinstance(model, PeftModel):
+        adapted = model
+        device = str(adapted.device)
+        adapted.load_adapter(str(folder), name, is_trainable=False, torch_device=device)
+    else:
+        adapted = PeftModel.from_pretrained(model, str(folder), name, is_trainable=False)
     with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
         given = set(file.keys())
-    odd = sorted(given ^ set(get_peft_model_state_dict(adapted)))
-    if odd:  # PEFT goes on without them, from zeros
+    wanted = set(get_peft_model_state_dict(adapted, adapter_name=name))
+    # What is missing PEFT starts from zeros; what is no LoRA would replace a layer of the base.
+    odd = sorted((given ^ wanted) | {key for key in given if not LORA_WEIGHTS.search(key)})
+    if odd:
         raise Refused(f"{folder}: its weights do not fit the model ({len(odd)}, as {odd[0]}).")
     return adapted
 

@@ -238,8 +238,10 @@ def test_a_run_by_hand_that_is_left_or_interrupted(tmp_path: Path, gemma: Path, 
 
 
 def test_held_out_margins_equal_trls_own_evaluation(tmp_path: Path, gemma: Path) -> None:
-    from trainer.evaluate import reward_margins, summarise_margins
+    from trainer.evaluate import held_out_groups, held_out_rows, summarise_margins
     from trainer.model import choose_device, load_base, load_tokenizer
+    from trainer.policies import Policies
+    from trainer.scoring import Scorer
 
     request = contract.Request(
         action="train", model=str(gemma), quantization="none",
@@ -258,8 +260,10 @@ def test_held_out_margins_equal_trls_own_evaluation(tmp_path: Path, gemma: Path)
     from datasets import Dataset
 
     theirs = trainer.evaluate(Dataset.from_list(rows))
-    margins, too_long = reward_margins(trainer.model, tokenizer, rows, 0.1, 256)
-    ours = summarise_margins(margins)
+    groups, too_long = held_out_groups(tokenizer, rows, 256)
+    policies = Policies(trainer.model)
+    found = held_out_rows(policies, Scorer(trainer.model, pytest.fail, 4), groups, 0.1)
+    ours = summarise_margins([row["margin"] for row in found])
     assert too_long == 0
     assert ours["n"] == 14
     for name in ("rewards/margins", "rewards/accuracies"):
