@@ -33,7 +33,7 @@ from typing import Any, Literal
 
 SCHEMA = 1
 
-Action = Literal["train", "evaluate", "generate", "round"]
+Action = Literal["train", "evaluate", "generate", "round", "duel"]
 Strategy = Literal["contrast", "sample"]
 Message = dict[str, str]
 T = typing.TypeVar("T")
@@ -42,8 +42,11 @@ REQUEST = "request.json"
 PAIRS = "pairs.jsonl"
 PROMPTS = "prompts.jsonl"
 MEASURE = "measure.jsonl"
+PROBES = "probes.jsonl"
+DRIFT = "drift.jsonl"
 CANDIDATES = "candidates.jsonl"
 SAMPLES = "samples.jsonl"
+EVALUATION = "evaluation.jsonl"
 EVENTS = "events.jsonl"
 LOG = "log.txt"
 LOCK = "trainer.lock"
@@ -192,6 +195,16 @@ class Request:
     """Folder of the adapter to generate or evaluate with, relative to the run's folder."""
     adapter_sha256: str | None = None
     """SHA-256 its weights must have; none: as the folder's own card says."""
+    compare: str | None = None
+    """Folder of the adapter in use, relative to the run's folder, to compare with (evaluate,
+    train, round), or of side B (duel); none: no third policy, or the base."""
+    compare_sha256: str | None = None
+    """SHA-256 its weights must have; none: as the folder's own card says."""
+    probes: str | None = None
+    """Probe rows to score, in the run's folder; none: not scored."""
+    drift: str | None = None
+    """Held-out prompts, rows of {"id", "prompt"}, to sample a reply each and policy for; none:
+    no drift figures."""
     output_adapter: str = "adapter"
     """Where train and round publish the new adapter, relative to the run's folder."""
     pairs: str = PAIRS
