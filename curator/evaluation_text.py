@@ -140,7 +140,9 @@ def adapter_text(facts: Mapping[str, Any]) -> str:
         lines.append(f"{name:<12} {one_line(str(facts[name] or '–'), 120)}")
     rules = facts["gates"].get("rules", [])
     if rules:
-        rows = [(r["verdict"], r["rule"], one_line(r["says"], 300)) for r in rules]
+        rows: list[tuple[str, ...]] = [
+            (r["verdict"], r["rule"], one_line(r["says"], 300)) for r in rules
+        ]
         lines += ["", table(("verdict", "rule", "figures"), rows)]
     if facts["evaluation"]:
         lines += ["", evaluation_text(facts["evaluation"])]
