@@ -187,7 +187,10 @@ def rank(tallies: dict[tuple[str, str], Tally]) -> dict[str, Any] | None:
         for first, second in decisive
     ]
     outcomes = [[tally.wins, tally.losses] for tally in decisive.values()]
-    fit = GLM(outcomes, design, family=Binomial()).fit()
+    with warnings.catch_warnings():
+        # It takes shares that fit exactly for separation; that there is none was checked above.
+        warnings.filterwarnings("ignore", "Perfect separation or prediction detected")
+        fit = GLM(outcomes, design, family=Binomial()).fit()
     intervals = fit.conf_int()
     battles: Counter[str] = Counter()
     for (first, second), tally in decisive.items():

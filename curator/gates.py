@@ -40,9 +40,10 @@ class GatesConfig:
     """Most that the mean length of a reply may differ from the base's, as a share of it.
     Annotators pick the longer reply about 70 % of the time, and DPO learns that first."""
     kl: float = 1.0
-    """Most nats a token that the replies may have moved from the base, on average. An alarm for a
-    model that is coming apart: the demo's model, pushed far harder than a 4B one, is at 0.5 after
-    an honest round, and 0.1 to 0.3 is what a round on a large one is expected to bring."""
+    """Most nats a token that the replies may have moved from the base, on average, beyond the
+    interval. An alarm for a model that is coming apart: the demo's model, pushed far harder than
+    a 4B one, is at 0.5 to 0.8 after an honest round (six seeds), and 0.1 to 0.3 is what a round
+    on a large one is expected to bring."""
     interval: float = 0.95
     """Level of the intervals that held-out accuracy and over-correction are judged by."""
 
@@ -178,7 +179,7 @@ def _length(differences: Mapping[str, Any], config: GatesConfig) -> Rule:
 
 
 def _kl(adapter: Mapping[str, Any], config: GatesConfig) -> Rule:
-    """Mean KL to the base: under a bound."""
+    """Mean KL to the base: not above a bound beyond the interval."""
     figure = adapter.get("kl")
     if figure is None or figure["n"] < FEWEST_REPLIES:
         return Rule("KL", "unknown", f"fewer than {FEWEST_REPLIES} replies were sampled")
@@ -187,7 +188,7 @@ def _kl(adapter: Mapping[str, Any], config: GatesConfig) -> Rule:
         f"{figure['value']:.2f} nats a token ({low:.2f} to {high:.2f}) from the base, at most "
         f"{config.kl:g}, n = {figure['n']}"
     )
-    return Rule("KL", "fail" if figure["value"] > config.kl else "pass", says)
+    return Rule("KL", "fail" if low > config.kl else "pass", says)
 
 
 def _families(differences: Mapping[str, Any], references: list[str], config: GatesConfig) -> Rule:
