@@ -185,7 +185,8 @@ def write_out(data: str) -> None:
 def train(workspace: WorkspaceOption = None) -> None:
     """Example: curator train
 
-    Train an adapter on every preference so far, by DPO from the base model, and put it to use.
+    Train an adapter on every preference so far, by DPO from the base model, and measure it. It is
+    used if no rule of the gates is against it.
     """
     run_and_follow(workspace_at(workspace), "train")
 

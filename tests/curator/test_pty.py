@@ -274,6 +274,7 @@ def test_a_duel_through_the_real_screen(
     terminal.press("h")
     terminal.until(lambda text: "12 judgments" in text)
     terminal.press("\x1b")
+    terminal.until(lambda text: "12 judgments" not in text)
     terminal.press("q")
     assert terminal.end() == 0
     painted = terminal.bytes.decode("utf-8", "replace").casefold()
