@@ -49,6 +49,7 @@ def test_a_round_is_measured_decided_and_rolled_back(real_workspace: Workspace) 
             real_workspace.config, gates=gates.GatesConfig(accept="hand")
         ),  # a random model's figures are noise: the rules only advise
     )
+    (workspace.path / contract.PROBES).unlink()  # curator's own
     work(workspace, "generate")
     judge_all(workspace)
     for name in ("adapter-0002", "adapter-0003"):
