@@ -191,11 +191,20 @@ def rank(tallies: dict[tuple[str, str], Tally]) -> dict[str, Any] | None:
         # It takes shares that fit exactly for separation; that there is none was checked above.
         warnings.filterwarnings("ignore", "Perfect separation or prediction detected")
         fit = GLM(outcomes, design, family=Binomial()).fit()
+    strengths = _strengths(others, fit, decisive)
+    order = sorted(strengths, key=lambda name: -strengths[name]["value"])
+    return facts | {"strengths": {name: strengths[name] for name in order}}
+
+
+def _strengths(
+    others: list[str], fit: Any, decisive: dict[tuple[str, str], Tally]
+) -> dict[str, dict[str, Any]]:
+    """Return each policy's log odds over the reference, with interval and decisive pairs."""
     intervals = fit.conf_int()
     battles: Counter[str] = Counter()
     for (first, second), tally in decisive.items():
         battles.update({first: tally.wins + tally.losses, second: tally.wins + tally.losses})
-    strengths: dict[str, dict[str, Any]] = {
+    return {
         name: {
             "value": float(fit.params[i]),
             "interval": [float(intervals[i][0]), float(intervals[i][1])],
@@ -203,8 +212,6 @@ def rank(tallies: dict[tuple[str, str], Tally]) -> dict[str, Any] | None:
         }
         for i, name in enumerate(others)
     }
-    order = sorted(strengths, key=lambda name: -strengths[name]["value"])
-    return facts | {"strengths": {name: strengths[name] for name in order}}
 
 
 def _connected(policies: list[str], decisive: dict[tuple[str, str], Tally]) -> bool:

@@ -133,10 +133,7 @@ def _prepare(
     files: dict[str, Sequence[Mapping[str, Any]]] = {}
     left_out: Counter[str] = Counter()
     if evaluates:
-        found, left_out = preferences(session, kinds)
-        files[PAIRS] = [trl_row(preference) for preference in found]
-        files[PROBES] = read_probes(workspace.probes)
-        files[DRIFT] = _prompt_rows(store.held_out_prompts(session, MOST_DRIFT, _order(workspace)))
+        files, left_out = _measured_with(session, workspace, kinds)
     if trains:
         _check_preferences(workspace, files[PAIRS], left_out)
     if action in ("generate", "round"):
@@ -165,6 +162,20 @@ def _prepare(
         compare_sha256=sides.get("compare_sha256"),
     )
     return Inputs(request, files, left_out)
+
+
+def _measured_with(
+    session: Session, workspace: Workspace, kinds: tuple[AnnotatorKind, ...]
+) -> tuple[dict[str, Sequence[Mapping[str, Any]]], Counter[str]]:
+    """Return the preferences, probes and held-out prompts, by file, and what gave no preference."""
+    found, left_out = preferences(session, kinds)
+    drift = store.held_out_prompts(session, MOST_DRIFT, _order(workspace))
+    files: dict[str, Sequence[Mapping[str, Any]]] = {
+        PAIRS: [trl_row(preference) for preference in found],
+        PROBES: read_probes(workspace.probes),
+        DRIFT: _prompt_rows(drift),
+    }
+    return files, left_out
 
 
 def _order(workspace: Workspace, *parts: str) -> Callable[[Prompt], int]:
