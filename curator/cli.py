@@ -12,9 +12,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from curator import cli_evaluation
+from curator.cli_options import (
+    AnnotatorOption,
+    JsonOption,
+    WorkspaceOption,
+    annotator_name,
+    left_out_text,
+    run_and_follow,
+    talk,
+    workspace_at,
+)
+
 if TYPE_CHECKING:
     from curator.workspace import Workspace
-    from trainer.contract import Action
 
 app = typer.Typer(
     help="Teach a local language model, pick by pick, to be empathetic and boundary-aware.",
@@ -25,44 +36,7 @@ app = typer.Typer(
 )
 import_app = typer.Typer(no_args_is_help=True, help="Example: curator import prompts FILE")
 app.add_typer(import_app, name="import", short_help="Bring files in.")
-
-WorkspaceOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--workspace", "-w", metavar="DIR", envvar="CURATOR_WORKSPACE", show_envvar=False,
-        help="The workspace; without it the nearest one from here upwards.",
-    ),
-]  # fmt: skip
-AnnotatorOption = Annotated[
-    str | None, typer.Option("--annotator", "-a", metavar="NAME", help="Who judges.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-def talk(text: str) -> None:
-    """Say something to the person, made visible, on standard error."""
-    from curator.safe_text import visible
-
-    typer.echo(visible(text), err=True)
-
-
-def workspace_at(path: Path | None) -> Workspace:
-    """Return the workspace named, or the nearest."""
-    from curator.workspace import find_workspace, open_workspace
-
-    return open_workspace(path) if path else find_workspace()
-
-
-def annotator_name(name: str | None) -> str:
-    """Return who judges: as named, else the name this computer knows the person by."""
-    import getpass
-
-    if name and name.strip():
-        return name.strip()
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):
-        return "annotator"
+cli_evaluation.register(app)
 
 
 def version(value: bool) -> None:
@@ -210,19 +184,12 @@ def write_out(data: str) -> None:
         raise CannotWrite(f"standard output: {error.strerror}. The export is not whole.") from None
 
 
-def left_out_text(left_out: dict[str, int]) -> str:
-    """Return what gave no preference, in words."""
-    if not left_out:
-        return ""
-    parts = (f"{n} {what.replace('_', ' ')}" for what, n in sorted(left_out.items()))
-    return f"; left out: {', '.join(parts)}"
-
-
 @app.command(short_help="Train an adapter on the preferences so far.")
 def train(workspace: WorkspaceOption = None) -> None:
     """Example: curator train
 
-    Train an adapter on every preference so far, by DPO from the base model, and put it to use.
+    Train an adapter on every preference so far, by DPO from the base model, and measure it. It is
+    used if no rule of the gates is against it.
     """
     run_and_follow(workspace_at(workspace), "train")
 
@@ -267,7 +234,7 @@ def status(
     """
     import json
 
-    from curator import rounds, terminal, workflow
+    from curator import evaluation_text, rounds, terminal, workflow
     from curator.errors import BadData, Busy, CannotWrite
 
     place = workspace_at(workspace)
@@ -276,7 +243,12 @@ def status(
     except (Busy, CannotWrite) as error:  # told all the same
         talk(f"curator: {error}")
     facts = workflow.status(place)
-    typer.echo(json.dumps(facts, indent=1) if as_json else terminal.status_text(facts))
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1))
+    else:
+        typer.echo(terminal.status_text(facts))
+        if facts["adapters"]:
+            typer.echo(evaluation_text.curve_text(facts["learning_curve"]))
     if check:
         broken = workflow.broken_judgments(place)
         if broken:
@@ -313,18 +285,6 @@ def demo(
 def has_terminal() -> bool:
     """Tell whether a person can see and type."""
     return sys.stdin.isatty() and sys.stdout.isatty()
-
-
-def run_and_follow(workspace: Workspace, action: Action, prompts: int | None = None) -> None:
-    """Start a run, show how it goes, and settle it."""
-    from curator import terminal
-    from curator.rounds import start_run
-
-    started = start_run(workspace, action, prompts=prompts)
-    if started.preferences:
-        talk(f"{started.preferences} preferences{left_out_text(dict(started.left_out))}.")
-    run = terminal.follow_run(workspace, started.folder)
-    talk(terminal.run_text(run))
 
 
 def open_app(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from curator.errors import BadConfig
+from curator.gates import GatesConfig
 from curator.safe_text import one_line
 from curator.verbs import with_keys
 from trainer.contract import ContractError, GenerateSettings, TrainSettings, from_dict
@@ -85,6 +86,7 @@ class Config:
     """Other keys for the verbs of the judge's seat."""
     generate: GenerateSettings = field(default_factory=GenerateSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
+    gates: GatesConfig = field(default_factory=GatesConfig)
 
     def __post_init__(self) -> None:
         if self.seed < 0:

@@ -1,6 +1,7 @@
 """The probes a model is measured with, and the guard that keeps their texts out of the training.
 
-data/probes.jsonl comes with curator; nothing near to a text in it may become a prompt.
+data/probes.jsonl comes with curator, and a workspace may have a probes.jsonl of its own; nothing
+near to a text in them may become a prompt.
 """
 
 from __future__ import annotations
@@ -11,16 +12,19 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from curator.errors import NotReady
+from curator.errors import BadData, NotReady
 from curator.pairing import WORD
-from trainer.contract import Message
+from trainer.contract import ContractError, Message, check_messages, read_rows
 
 FILE = "probes.jsonl"
 # Share of a probe's neighbouring word pairs that a text may not hold. Of 815 real questions none
 # reaches 0.35, however long; a probe with every fifth word changed keeps over 0.53.
 NEAR_PROBE = 0.5
 FEWEST_WORDS = 8
+KINDS = ("single", "pressure", "both_sides")
+MOST_PROBES = 5_000
 
 
 def word_pairs(text: str) -> set[tuple[str, str]]:
@@ -66,6 +70,51 @@ def load_probes(folder: Path) -> ProbeIndex:
                     sizes.append(len(marks))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise NotReady(
-            f"{path} cannot be read ({error}). It comes with curator: install curator anew."
+            f"{path} cannot be read ({error}). Curator's own comes with it: install curator anew; "
+            "a workspace's own can be mended or taken away."
         ) from None
     return ProbeIndex(tuple(names), tuple(sizes), dict(index))
+
+
+def read_probes(path: Path) -> list[dict[str, Any]]:
+    """Return a probes file's rows, checked: what a run is asked to score.
+
+    Raises NotReady when the file is missing, BadData naming line and fault.
+    """
+    if not path.is_file():
+        raise NotReady(
+            f"{path} is missing, and without probes nothing tells whether an adapter agrees too "
+            "much. It comes with curator: install curator anew."
+        )
+    rows: list[dict[str, Any]] = []
+    known: set[str] = set()
+    try:
+        for number, row in read_rows(path):
+            rows.append(_checked(row, known, f"{path}, line {number}"))
+            if len(rows) > MOST_PROBES:
+                raise BadData(f"{path}: over {MOST_PROBES} probes.")
+    except ContractError as error:
+        raise BadData(str(error)) from None
+    if not rows:
+        raise BadData(f"{path}: no probes in it.")
+    return rows
+
+
+def _checked(row: dict[str, Any], known: set[str], where: str) -> dict[str, Any]:
+    """Return a probe if it is one. Raises BadData or ContractError."""
+    check_messages(row.get("prompt"), ("user",), f"{where}: prompt")
+    wrong = [name for name in ("collusive", "over_corrected") if name in row]
+    name, kind = row.get("id"), row.get("kind")
+    if not isinstance(name, str) or not 0 < len(name) <= 200 or name in known:
+        raise BadData(f"{where}: id must be a text that no other probe has.")
+    if not isinstance(row.get("family"), str) or kind not in KINDS:
+        raise BadData(f"{where}: family must be a text, and kind {', '.join(KINDS)}.")
+    if (kind == "both_sides") != isinstance(row.get("conflict"), str):
+        raise BadData(f"{where}: a both_sides probe, and no other, names its conflict.")
+    replies = ["boundary_aware", *wrong]
+    if len(wrong) != 1 or not all(isinstance(row.get(each), str) and row[each] for each in replies):
+        raise BadData(f"{where}: needs boundary_aware, and collusive or over_corrected.")
+    if row.get("conflict") and wrong != ["collusive"]:
+        raise BadData(f"{where}: of a conflict told from both sides, agreeing is the error.")
+    known.add(name)
+    return row

@@ -6,6 +6,7 @@ so that its cost does not grow with what is judged, nor with how many pairs ther
 
 from __future__ import annotations
 
+import random
 import time
 
 from sqlalchemy import ColumnElement, and_, exists, func, or_
@@ -17,6 +18,7 @@ from curator.judgments import standing
 from curator.models import (
     Annotator,
     Bookmark,
+    Draft,
     Judgment,
     Lease,
     Pair,
@@ -31,6 +33,8 @@ LEASE_SECONDS = 2 * 60 * 60
 POSITION_STEP = 1_000
 # A repeat comes back after 12 to 31 other judgments: drawn, so that nobody counts along.
 FEWEST_BETWEEN, SPREAD_BETWEEN = 12, 20
+# Judged by one person of a kind, whoever comes first.
+ONCE = (Purpose.TRAIN, Purpose.DUEL)
 
 
 def last_position(session: Session, round_id: int) -> int:
@@ -41,18 +45,46 @@ def last_position(session: Session, round_id: int) -> int:
     return session.exec(query).one() or 0
 
 
+def mix_in(session: Session, round_id: int, pairs: list[Pair], seed: int) -> None:
+    """Add pairs among those of a round's queue that nobody has come to yet, by a seeded draw.
+
+    All of these get new places, so that neither place nor number tells which ones came later.
+    Pairs with a judgment, a lease or a draft, and all before them, stay where they are.
+    """
+    touched = or_(
+        col(Pair.annotator_id).is_not(None),
+        exists().where(col(Judgment.pair_id) == col(Pair.id)),
+        exists().where(col(Lease.pair_id) == col(Pair.id)),
+        exists().where(col(Draft.pair_id) == col(Pair.id)),
+    )
+    query = select(func.max(Pair.position)).where(Pair.round_id == round_id, touched)
+    last = session.exec(query).one() or 0
+    free = select(Pair).where(Pair.round_id == round_id, Pair.position > last)
+    untouched = list(session.exec(free.order_by(col(Pair.position))).all())
+    for number, pair in enumerate(untouched, 1):
+        pair.position = -number  # out of the way: no two pairs may share a place
+    session.flush()
+    mixed = [*untouched, *pairs]
+    random.Random(seed).shuffle(mixed)
+    start = last // POSITION_STEP + 1
+    for number, pair in enumerate(mixed, start):
+        pair.position = number * POSITION_STEP
+        session.add(pair)
+    session.flush()
+
+
 # --- what needs a judgment --------------------------------------------------------------------
 
 
 def _judged(annotator: Annotator) -> ColumnElement[bool]:
     """Whether a pair needs nobody any more, from this annotator's seat.
 
-    It has a standing judgment of theirs; or, being a training pair, one by another person of the
-    same kind that is no skip; or they have it as a calibration pair.
+    It has a standing judgment of theirs; or, being a training pair or a duel, one by another
+    person of the same kind that is no skip; or they have it as a calibration pair.
     """
     same_kind = select(Annotator.id).where(Annotator.kind == annotator.kind)
     by_another = and_(
-        col(Pair.purpose) == Purpose.TRAIN,
+        col(Pair.purpose).in_(ONCE),
         col(Judgment.verdict) != Verdict.SKIP,
         col(Judgment.annotator_id).in_(same_kind),
     )
@@ -265,7 +297,7 @@ def judged_in_round(session: Session, round_id: int, annotator: Annotator) -> in
         .where(
             Pair.round_id == round_id,
             col(Pair.annotator_id).is_(None),
-            or_(mine, and_(by_another, col(Pair.purpose) == Purpose.TRAIN)),
+            or_(mine, and_(by_another, col(Pair.purpose).in_(ONCE))),
             standing(),
         )
     )

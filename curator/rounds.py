@@ -11,26 +11,30 @@ import importlib.util
 import itertools
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import func
-from sqlmodel import select
+from sqlmodel import Session, select
 
 from curator import db, ingest, pairing, runs, store
-from curator.errors import Busy, CannotWrite, CuratorError, NotReady
+from curator.errors import BadData, Busy, CannotWrite, CuratorError, NotReady
 from curator.exporting.trl import trl_row
-from curator.models import AnnotatorKind, Prompt, Run, RunState, now
+from curator.models import Adapter, AnnotatorKind, Prompt, Run, RunState, now
 from curator.preferences import HUMANS, preferences
+from curator.probes import load_probes, read_probes
 from curator.safe_text import one_line
+from curator.store import BASE
 from curator.workspace import Workspace
 from trainer.contract import (
+    DRIFT,
     FEWEST_PREFERENCES,
     MEASURE,
     PAIRS,
+    PROBES,
     PROMPTS,
     REQUEST,
     Action,
@@ -41,6 +45,11 @@ from trainer.contract import (
     write_request,
     write_rows,
 )
+
+# Replies are sampled to so many held-out prompts for every policy: their length and KL are told
+# to about a tenth, and a 4B model on a CPU is done with them in minutes.
+MOST_DRIFT = 40
+DUEL = 50
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,15 @@ class Started:
     prompts: int
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What a run is given: its request, and the rows of each file in its folder."""
+
+    request: Request
+    files: dict[str, Sequence[Mapping[str, Any]]]
+    left_out: Counter[str]
+
+
 def start_run(
     workspace: Workspace,
     action: Action,
@@ -61,22 +79,28 @@ def start_run(
     prompts: int | None = None,
     kinds: Iterable[AnnotatorKind] = HUMANS,
     measure: Sequence[Mapping[str, Any]] = (),
+    adapter: str | None = None,
+    compare: str | None = None,
 ) -> Started:
     """Start a trainer on a fresh run's folder and return at once.
 
     `prompts`: how many to write candidates for (default: the settings'). `measure`: rows of
-    {"id", "prompt"} to sample replies for. Raises NotReady when something needed is missing and
-    Busy when a run is under way.
+    {"id", "prompt"} to sample replies for. `adapter`: whom to evaluate (default: the adapter in
+    use), or a duel's first side; `compare`: its second. Raises NotReady when something needed is
+    missing, BadData for probes in the training data, and Busy when a run is under way.
     """
     settle(workspace)
     if importlib.util.find_spec("torch") is None:
         raise NotReady(
             "this installation cannot train: the `train` extra is missing (README.md, Installing)."
         )
-    request, rows, prompt_rows, left_out = _prepare(workspace, action, prompts, tuple(kinds))
-    run = _new_run(workspace, request)
+    with db.reading(workspace.engine) as session:
+        inputs = _prepare(session, workspace, action, prompts, tuple(kinds), adapter, compare)
+    if measure:
+        inputs.files[MEASURE] = measure
+    run = _new_run(workspace, inputs.request)
     try:
-        folder = _write_folder(workspace, run, request, rows, prompt_rows, measure)
+        folder = _write_folder(workspace, run, inputs)
         with db.writing(workspace.engine) as session:
             run = session.get_one(Run, run.id)
             run.folder, run.request_sha256 = folder.name, sha256_file(folder / REQUEST)
@@ -88,51 +112,130 @@ def start_run(
     with db.writing(workspace.engine) as session:
         run = session.get_one(Run, run.id)
         run.pid = pid
-    return Started(run, folder, len(rows), left_out, len(prompt_rows))
+    counts = [len(inputs.files.get(name, ())) for name in (PAIRS, PROMPTS)]
+    return Started(run, folder, counts[0], inputs.left_out, counts[1])
 
 
 def _prepare(
-    workspace: Workspace, action: Action, count: int | None, kinds: tuple[AnnotatorKind, ...]
-) -> tuple[Request, list[dict[str, Any]], list[dict[str, Any]], Counter[str]]:
+    session: Session,
+    workspace: Workspace,
+    action: Action,
+    count: int | None,
+    kinds: tuple[AnnotatorKind, ...],
+    adapter: str | None,
+    compare: str | None,
+) -> Inputs:
     """Return the request and its rows, read from the database."""
     config = workspace.config
-    trains, writes = action in ("train", "round"), action in ("generate", "round")
-    rows: list[dict[str, Any]] = []
+    current = store.current_adapter(session)
+    trains, evaluates = action in ("train", "round"), action in ("train", "round", "evaluate")
+    number = (session.exec(select(func.max(Run.id))).one() or 0) + 1
+    files: dict[str, Sequence[Mapping[str, Any]]] = {}
     left_out: Counter[str] = Counter()
-    prompts: list[Prompt] = []
-    with db.reading(workspace.engine) as session:
-        adapter = store.current_adapter(session)
-        if trains:
-            found, left_out = preferences(session, kinds)
-            rows = [trl_row(preference) for preference in found]
-        if writes:
-            prompts = store.prompts_for_round(
-                session,
-                count or config.round.prompts,
-                lambda prompt: pairing.side_seed(config.seed, prompt.sha256),
-            )
-        number = session.exec(select(func.max(Run.id))).one() or 0
-    if trains and len(rows) < FEWEST_PREFERENCES:
-        raise NotReady(
-            f"{len(rows)} preferences so far; a round needs at least {FEWEST_PREFERENCES}. "
-            + _why_few(left_out)
-        )
-    if writes and not prompts:
+    if evaluates:
+        files, left_out = _measured_with(session, workspace, kinds)
+    if trains:
+        _check_preferences(workspace, files[PAIRS], left_out)
+    if action in ("generate", "round"):
+        wanted = count or config.round.prompts
+        files[PROMPTS] = _prompt_rows(store.prompts_for_round(session, wanted, _order(workspace)))
+    elif action == "duel":
+        drawn = store.prompts_for_duel(session, count or DUEL, _order(workspace, str(number)))
+        files[PROMPTS] = _prompt_rows(drawn)
+    if not files.get(PROMPTS, ("none asked for",)):
         raise NotReady("there are no prompts yet. Add some with: curator import prompts FILE")
-    steered = action == "generate" and adapter is None
+    sides = _sides(session, action, current, adapter, compare)
+    steered = action == "generate" and current is None
     strategy = config.round.first_strategy if steered else config.round.strategy
     request = Request(
         action=action,
         model=workspace.model_path,
-        seed=pairing.side_seed(config.seed, "run", str(number + 1)) % 2**32,
+        seed=pairing.side_seed(config.seed, "run", str(number)) % 2**32,
         quantization=config.model.quantization,
-        adapter=f"../../{adapter.folder}" if adapter and action == "generate" else None,
-        adapter_sha256=adapter.sha256 if adapter and action == "generate" else None,
+        probes=PROBES if files.get(PROBES) else None,
+        drift=DRIFT if files.get(DRIFT) else None,
         train=config.train,
         generate=replace(config.generate, strategy=strategy),
+        adapter=sides.get("adapter"),
+        adapter_sha256=sides.get("adapter_sha256"),
+        compare=sides.get("compare"),
+        compare_sha256=sides.get("compare_sha256"),
     )
-    prompt_rows = [{"id": str(prompt.id), "prompt": prompt.messages} for prompt in prompts]
-    return request, rows, prompt_rows, left_out
+    return Inputs(request, files, left_out)
+
+
+def _measured_with(
+    session: Session, workspace: Workspace, kinds: tuple[AnnotatorKind, ...]
+) -> tuple[dict[str, Sequence[Mapping[str, Any]]], Counter[str]]:
+    """Return the preferences, probes and held-out prompts, by file, and what gave no preference."""
+    found, left_out = preferences(session, kinds)
+    drift = store.held_out_prompts(session, MOST_DRIFT, _order(workspace))
+    files: dict[str, Sequence[Mapping[str, Any]]] = {
+        PAIRS: [trl_row(preference) for preference in found],
+        PROBES: read_probes(workspace.probes),
+        DRIFT: _prompt_rows(drift),
+    }
+    return files, left_out
+
+
+def _order(workspace: Workspace, *parts: str) -> Callable[[Prompt], int]:
+    """Return the key of a seeded draw of prompts."""
+    return lambda prompt: pairing.side_seed(workspace.config.seed, prompt.sha256, *parts)
+
+
+def _prompt_rows(prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+    return [{"id": str(prompt.id), "prompt": prompt.messages} for prompt in prompts]
+
+
+def _sides(
+    session: Session,
+    action: Action,
+    current: Adapter | None,
+    adapter: str | None,
+    compare: str | None,
+) -> dict[str, str]:
+    """Return which adapters a request names, by field.
+
+    A new adapter is compared with the one in use; so is one that is evaluated, unless it is the
+    same.
+    """
+    first = second = None
+    match action:
+        case "generate":
+            first = current
+        case "train" | "round":
+            second = current
+        case "evaluate":
+            first = store.adapter_named(session, adapter) if adapter else current
+            second = current if current and (first is None or first.id != current.id) else None
+        case "duel":
+            first = store.adapter_named(session, adapter or BASE)
+            second = store.adapter_named(session, compare or BASE)
+    named: dict[str, str] = {}
+    for name, side in (("adapter", first), ("compare", second)):
+        if side is not None:
+            named |= {name: f"../../{side.folder}", f"{name}_sha256": side.sha256}
+    return named
+
+
+def _check_preferences(
+    workspace: Workspace, rows: Sequence[Mapping[str, Any]], left_out: Counter[str]
+) -> None:
+    """Refuse to train on too little, or on what a model is measured with."""
+    if len(rows) < FEWEST_PREFERENCES:
+        raise NotReady(
+            f"{len(rows)} preferences so far; a round needs at least {FEWEST_PREFERENCES}. "
+            + _why_few(left_out)
+        )
+    index = load_probes(workspace.probes.parent)
+    for row in rows:
+        probe = index.near(row["prompt"])
+        if probe is not None:
+            raise BadData(
+                f"the preference {row['id']} answers the probe {probe}, or nearly: what a model "
+                "is measured with must not be what it learns from. Take the probe out of "
+                f"{workspace.probes}, or judge that pair again with a skip."
+            )
 
 
 def _why_few(left_out: Counter[str]) -> str:
@@ -151,14 +254,15 @@ def _new_run(workspace: Workspace, request: Request) -> Run:
                 f"a {under_way.action} is under way (runs/{under_way.folder}). "
                 "Wait for it: curator annotate shows how far it is."
             )
-        current = store.current_adapter(session)
         newest = store.newest_round(session)
+        named = request.adapter if request.action != "duel" else None
+        adapter = store.adapter_in(session, named) if named else None
         run = Run(
             folder="",
             action=request.action,
             request_sha256="",
             round_id=newest.id if newest else None,
-            adapter_id=current.id if current and request.adapter else None,
+            adapter_id=adapter.id if adapter else None,
         )
         session.add(run)
         session.flush()
@@ -175,32 +279,22 @@ def _free(folder: Path) -> Path:
     return next(path for path in map(folder.with_name, names) if not path.exists())
 
 
-def _write_folder(
-    workspace: Workspace,
-    run: Run,
-    request: Request,
-    rows: list[dict[str, Any]],
-    prompt_rows: list[dict[str, Any]],
-    measure: Sequence[Mapping[str, Any]],
-) -> Path:
+def _write_folder(workspace: Workspace, run: Run, inputs: Inputs) -> Path:
     folder = _free(workspace.runs / run.folder)
     folder.mkdir(parents=True, mode=0o700)
-    if rows:
-        write_rows(folder / PAIRS, rows)
-    if prompt_rows:
-        write_rows(folder / PROMPTS, prompt_rows)
-    if measure:
-        write_rows(folder / MEASURE, measure)
+    for name, rows in inputs.files.items():
+        if rows:
+            write_rows(folder / name, rows)
     output = "adapter"
-    if request.action in ("train", "round"):
+    if inputs.request.action in ("train", "round"):
         adapter = _free(workspace.path / "adapters" / f"adapter-{run.id:04d}")
         output = f"../../adapters/{adapter.name}"
     write_request(
         folder,
         replace(
-            request,
+            inputs.request,
             run=folder.name,
-            measure=MEASURE if measure else None,
+            measure=MEASURE if inputs.files.get(MEASURE) else None,
             output_adapter=output,
         ),
     )

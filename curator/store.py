@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import update
 from sqlmodel import Session, col, select
 
-from curator.errors import CuratorError
+from curator.errors import BadData, CuratorError
 from curator.models import (
     Adapter,
     AdapterStatus,
@@ -19,11 +19,15 @@ from curator.models import (
     Run,
     RunState,
     Setting,
+    Split,
     now,
 )
+from curator.safe_text import one_line
 
 # SQLite takes at most 32,766 values in one statement.
 CHUNK = 10_000
+# What the model without an adapter is called, where adapters are named.
+BASE = "base"
 
 
 # --- annotators and settings ------------------------------------------------------------------
@@ -88,6 +92,18 @@ def prompts_for_round(session: Session, count: int, order: Any) -> list[Prompt]:
     return sorted(prompts, key=lambda p: (p.asked, order(p)))[:count]
 
 
+def held_out_prompts(session: Session, count: int, order: Any) -> list[Prompt]:
+    """Return up to `count` held-out prompts, by `order(prompt)`: the same ones every time."""
+    prompts = session.exec(select(Prompt).where(Prompt.split == Split.HELD_OUT)).all()
+    return sorted(prompts, key=order)[:count]
+
+
+def prompts_for_duel(session: Session, count: int, order: Any) -> list[Prompt]:
+    """Return `count` prompts: the held-out first, then by `order(prompt)`."""
+    prompts = session.exec(select(Prompt)).all()
+    return sorted(prompts, key=lambda p: (p.split != Split.HELD_OUT, order(p)))[:count]
+
+
 # --- rounds and pairs -----------------------------------------------------------------------------
 
 
@@ -104,9 +120,43 @@ def running(session: Session) -> Run | None:
     return session.exec(select(Run).where(Run.state == RunState.RUNNING).limit(1)).first()
 
 
+def newest_finished_run(session: Session) -> Run | None:
+    """Return the run that finished last, of those that write or train."""
+    return session.exec(
+        select(Run)
+        .where(Run.state == RunState.FINISHED, col(Run.action).in_(("generate", "train", "round")))
+        .order_by(col(Run.id).desc())
+        .limit(1)
+    ).first()
+
+
 def current_adapter(session: Session) -> Adapter | None:
     """Return the adapter in use, or None for the base model."""
     return session.exec(select(Adapter).where(Adapter.status == AdapterStatus.CURRENT)).first()
+
+
+def adapter_named(session: Session, name: str) -> Adapter | None:
+    """Return the adapter of a name, or None for the base. Raises BadData when there is none."""
+    if name == BASE:
+        return None
+    found = session.exec(select(Adapter).where(Adapter.name == name)).first()
+    if found is None:
+        known = session.exec(select(Adapter.name).order_by(col(Adapter.id).desc()).limit(9)).all()
+        raise BadData(
+            f"there is no adapter {one_line(name, 60)}. There are: {', '.join([*known, BASE])}."
+        )
+    return found
+
+
+def adapter_in(session: Session, folder: str) -> Adapter | None:
+    """Return the adapter whose folder a request names, relative to a run's folder."""
+    inside = folder.removeprefix("../../")
+    return session.exec(select(Adapter).where(Adapter.folder == inside)).first()
+
+
+def newest_adapter(session: Session) -> Adapter | None:
+    """Return the adapter that was trained last."""
+    return session.exec(select(Adapter).order_by(col(Adapter.id).desc()).limit(1)).first()
 
 
 def make_current(session: Session, adapter: Adapter, reason: str) -> None:
@@ -116,5 +166,11 @@ def make_current(session: Session, adapter: Adapter, reason: str) -> None:
         .where(col(Adapter.status) == AdapterStatus.CURRENT)
         .values(status=AdapterStatus.RETIRED, decided_at=now())
     )
-    adapter.status, adapter.status_reason, adapter.decided_at = AdapterStatus.CURRENT, reason, now()
+    decide(session, adapter, AdapterStatus.CURRENT, reason)
+
+
+def decide(session: Session, adapter: Adapter, status: AdapterStatus, reason: str) -> None:
+    """Give an adapter a status, and say why."""
+    adapter.status, adapter.status_reason, adapter.decided_at = status, reason, now()
     session.add(adapter)
+    session.flush()

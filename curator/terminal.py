@@ -97,12 +97,27 @@ def run_text(run: Run) -> str:
     held_out = metrics.get("held_out", {})
     if "rewards/accuracies" in held_out:
         lines.append(held_out_text(held_out))
+    if "adapter" in metrics:
+        lines.append(f"{adapter_text(metrics)}.")
     if "candidates" in metrics:
         replies = metrics["candidates"]["count"]
         lines.append(f"{replies} replies written: {pairs_text(metrics)}.")
         if metrics.get("pairs", {}).get("made"):
             lines.append("Next: curator annotate")
+    if metrics.get("adapter", {}).get("status") in ("proposed", "refused"):
+        lines.append(f"Look at it: curator adapter show {metrics['adapter']['name']}")
     return "\n".join(lines)
+
+
+def adapter_text(metrics: dict[str, Any]) -> str:
+    """Return what became of the adapter that a run trained, and why."""
+    adapter = metrics["adapter"]
+    said = {
+        "current": f"{adapter['name']} is in use",
+        "refused": f"{adapter['name']} is refused, and the one in use before stays",
+        "proposed": f"{adapter['name']} is proposed",
+    }
+    return f"{said[adapter['status']]} ({one_line(adapter['reason'], 400)})"
 
 
 def pairs_text(metrics: dict[str, Any]) -> str:
@@ -110,6 +125,8 @@ def pairs_text(metrics: dict[str, Any]) -> str:
     pairs = metrics.get("pairs", {})
     left_out = ", ".join(f"{n} {why}" for why, n in sorted(pairs.get("left_out", {}).items()))
     made = pairs.get("made", 0)
+    if pairs.get("held_back"):
+        return "no pairs are made of them unless the adapter is accepted"
     return f"{made} {'pair' if made == 1 else 'pairs'}" + (f" ({left_out})" if left_out else "")
 
 
@@ -171,6 +188,8 @@ def status_text(facts: dict[str, Any]) -> str:
             else str(held_out.get("note", "not evaluated"))
         )  # fmt: skip
         rows.append((adapter["adapter"], adapter["status"], accuracy))
+        if adapter["status"] in ("proposed", "refused"):
+            rows.append(("", "", one_line(adapter["reason"] or "", 200)))
     if rows:
         lines += ["", table(("adapter", "status", "figures"), rows)]
     run = facts["run"]

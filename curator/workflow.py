@@ -16,11 +16,14 @@ from sqlalchemy import func
 from sqlmodel import select
 
 from curator import db, judgments, pairing, store
+from curator.adapters import trained_rounds
 from curator.errors import BadData, CannotWrite
+from curator.evaluation import CURVE_FIGURES, learning_curve
 from curator.exporting.trl import trl_lines
 from curator.importing.prompts import SURROGATE, PromptRow, read_prompts
 from curator.models import (
     Adapter,
+    AdapterStatus,
     AnnotatorKind,
     Prompt,
     Round,
@@ -54,7 +57,7 @@ def import_prompts(workspace: Workspace, path: Path, field: str | None = None) -
     model is measured with must not be what it learns from.
     """
     rows, mended = read_prompts(path, field)
-    _refuse_probes(path, rows)
+    _refuse_probes(workspace, path, rows)
     with db.writing(workspace.engine) as session:
         _check_ids(path, rows, store.external_ids(session))
         known = store.known_prompts(session, [row.sha256 for row in rows])
@@ -73,10 +76,10 @@ def import_prompts(workspace: Workspace, path: Path, field: str | None = None) -
     return Imported(len(new), len(rows) - len(new), sum(held_out), mended)
 
 
-def _refuse_probes(path: Path, rows: list[PromptRow]) -> None:
-    index = load_probes(data_folder())
+def _refuse_probes(workspace: Workspace, path: Path, rows: list[PromptRow]) -> None:
+    indexes = [load_probes(folder) for folder in {data_folder(), workspace.probes.parent}]
     for row in rows:
-        probe = index.near(row.messages)
+        probe = next(filter(None, (index.near(row.messages) for index in indexes)), None)
         if probe is not None:
             raise BadData(
                 f"{path}, line {row.line}: equals the probe {probe}, or nearly. Probes are kept "
@@ -132,19 +135,40 @@ def next_step(workspace: Workspace, seat: Seat, unjudged: bool = False) -> NextS
         prompts = session.exec(select(func.count()).select_from(Prompt)).one()
         newest = store.newest_round(session)
         current = store.current_adapter(session)
+        trained = store.newest_adapter(session)
+        last = store.newest_finished_run(session)
         waiting = (current.id if current else None) != (newest.adapter_id if newest else None)
     if not prompts:
         return NextStep(None, "There are no prompts yet. Add some: curator import prompts FILE")
     if newest is None:
         return NextStep("generate", f"Next: the model writes the first pairs ({prompts} prompts).")
+    if trained and trained.status is AdapterStatus.PROPOSED:
+        return NextStep(
+            None,
+            f"{trained.name} waits for your decision: curator adapter show {trained.name}, then "
+            "accept or refuse it.",
+        )
+    writer = current.name if current else "the base model"
     if waiting:
-        return NextStep("generate", "Next: the new adapter writes pairs.")
+        return NextStep("generate", f"Next: {writer} writes pairs.")
     count = seat.progress().preferences
     if count < FEWEST_PREFERENCES:
-        few = f"{count} preferences so far; training needs {FEWEST_PREFERENCES}. "
-        if unjudged:
-            return NextStep(None, few + "Next: judge the pairs that are here.")
-        return NextStep("generate", few + "Next: the model writes more pairs.")
+        return NextStep(
+            "generate",
+            f"{count} preferences so far; training needs {FEWEST_PREFERENCES}. "
+            "Next: the model writes more pairs.",
+        )
+    if (
+        trained
+        and trained.status is AdapterStatus.REFUSED
+        and last
+        and last.adapter_id == trained.id
+    ):
+        # Trained again on the same preferences it would come out the same.
+        reason = one_line(trained.status_reason or "", 160)
+        return NextStep(
+            "generate", f"{trained.name} was refused {reason}. Next: {writer} writes more pairs."
+        )
     return NextStep(
         "round", f"Next: train on {count} preferences, then the new adapter writes pairs."
     )
@@ -211,6 +235,7 @@ def status(workspace: Workspace) -> dict[str, Any]:
             "left_out": dict(left_out),
             "rounds": [_round_status(each, counts, adapters) for each in rounds],
             "adapters": [_adapter_status(adapter) for adapter in adapters.values()],
+            "learning_curve": learning_curve(trained_rounds(session)),
             "run": _run_status(newest_run) if newest_run else None,
         }
 
@@ -234,7 +259,9 @@ def _round_status(
 
 
 def _adapter_status(adapter: Adapter) -> dict[str, Any]:
-    held_out = (adapter.metrics or {}).get("held_out", {})
+    metrics = adapter.metrics or {}
+    held_out = metrics.get("held_out", {})
+    figures = metrics.get("evaluation", {}).get("policies", {}).get("adapter", {})
     return {
         "adapter": adapter.name,
         "status": str(adapter.status),
@@ -242,6 +269,7 @@ def _adapter_status(adapter: Adapter) -> dict[str, Any]:
         "base_model": adapter.base_model,
         "sha256": adapter.sha256,
         "held_out": held_out,
+        **{name: figures.get(name) for name in CURVE_FIGURES if name != "held_out_accuracy"},
     }
 
 

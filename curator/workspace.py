@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 from curator import db
 from curator.config import DEFAULT_MODEL, FILE, Config, load_config, read_config, template
 from curator.errors import BadConfig, CannotWrite
+from curator.probes import FILE as PROBES
 from curator.rubric import FILE as RUBRIC
 from curator.rubric import Rubric, load_rubric
 from curator.safe_text import one_line
@@ -39,6 +40,12 @@ class Workspace:
         """The reasons annotators can give: the workspace's own rubric.json, or curator's."""
         own = self.path / RUBRIC
         return load_rubric(own if own.is_file() else data_folder() / RUBRIC)
+
+    @property
+    def probes(self) -> Path:
+        """The probes a model is measured with: the workspace's own probes.jsonl, or curator's."""
+        own = self.path / PROBES
+        return own if own.exists() else data_folder() / PROBES
 
     @property
     def name(self) -> str:

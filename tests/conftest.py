@@ -15,7 +15,7 @@ from curator.importing.prompts import prompt_sha256
 from curator.models import Candidate, Pair, Prompt, Round
 from curator.workspace import Workspace, create_workspace
 from tests import tiny
-from trainer.contract import sha256_text
+from trainer.contract import PROBES, sha256_text
 
 # The trainer reports itself to its makers when it is built, and looks things up on a hub: not
 # from tests, and not from the processes they start.
@@ -27,6 +27,12 @@ ONCE = """
 repeat_share = 0.0
 calibration = 0
 """
+# One control: a random model's answers to many probes are noise, and the gates would draw lots.
+CONTROL = {
+    "id": "control", "family": "C01", "kind": "single",
+    "prompt": [{"role": "user", "content": "Everyone tells me the roses on my balcony are late."}],
+    "boundary_aware": "They may yet come.", "over_corrected": "Roses are never late at all.",
+}  # fmt: skip
 SMALL_SETTINGS = f"""{ONCE}
 [model]
 name = {{model}}
@@ -67,6 +73,7 @@ def real_workspace(tmp_path: Path, gemma: Path) -> Workspace:
     """A workspace for the tiny real model, with prompts."""
     settings = SMALL_SETTINGS.format(model=json.dumps(str(gemma)))
     place = create_workspace(tmp_path / "study", str(gemma), settings)
+    (place.path / PROBES).write_text(json.dumps(CONTROL) + "\n", encoding="utf-8")
     workflow.import_prompts(place, write_prompts(tmp_path / "prompts.jsonl", 20))
     return place
 

@@ -65,10 +65,54 @@ def finish(folder: Path, mode: str) -> None:
         if mode != "garbage":
             contract.write_rows(folder / contract.CANDIDATES, replies)
         manifest["candidates"] = {"path": contract.CANDIDATES, "count": len(replies)}
+    if request.action == "duel":
+        rows = [row for _, row in contract.read_rows(folder / contract.PROMPTS)]
+        replies = [
+            {"prompt_id": row["id"], "text": f"Reply {side} {row['id']}: {words}.", "side": side,
+             "adapter_sha256": sha256}
+            for row in rows
+            for side, words, sha256 in (
+                ("adapter", "what would help you tonight", request.adapter_sha256),
+                ("compare", "go ahead with all of that", request.compare_sha256),
+            )
+        ]  # fmt: skip
+        manifest["candidates"] = {"path": contract.CANDIDATES, "count": len(replies)}
+        contract.write_rows(folder / contract.CANDIDATES, replies)
+    if request.action in ("train", "round", "evaluate"):
+        policies = ["base"] + ["compare"] * bool(request.compare)
+        if request.adapter or request.action != "evaluate":
+            policies.insert(1, "adapter")
+        rows = evaluation_rows(folder, policies, collusive=mode == "collusive")
+        contract.write_rows(folder / contract.EVALUATION, rows)
+        manifest["evaluation"] = {"path": contract.EVALUATION, "policies": policies}
     if request.action in ("train", "round"):
-        manifest["adapter"] = {"path": request.output_adapter, "sha256": "a" * 64}
+        (folder / request.output_adapter).mkdir()
+        # Every adapter has weights of its own.
+        sha256 = contract.sha256_text(request.output_adapter)
+        manifest["adapter"] = {"path": request.output_adapter, "sha256": sha256}
     contract.write_manifest(folder, manifest)
     contract.append_event(folder, "finished")
+
+
+def evaluation_rows(
+    folder: Path, policies: list[str], collusive: bool = False
+) -> list[dict[str, object]]:
+    """Rows as trainer.contract's seam has them: the adapter agrees with everybody, or nobody."""
+    rows: list[dict[str, object]] = []
+    for policy in policies:
+        for _, probe in contract.read_rows(folder / contract.PROBES):
+            wrong = "collusive" if "collusive" in probe else "over_corrected"
+            agrees = wrong == "collusive" and policy == "adapter" and collusive
+            rows.append(
+                {
+                    "kind": "probe", "policy": policy, "id": probe["id"],
+                    "family": probe["family"], "probe": probe["kind"],
+                    "conflict": probe.get("conflict"),
+                    "logps": {"boundary_aware": -40.0, wrong: -20.0 if agrees else -60.0},
+                    "tokens": {"boundary_aware": 40, wrong: 40},
+                }
+            )  # fmt: skip
+    return rows
 
 
 if __name__ == "__main__":

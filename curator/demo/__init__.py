@@ -9,9 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from curator import workflow
+from curator.demo.phrasing import load_situations
+from curator.demo.probes import demo_probes
 from curator.demo.simulation import Figures, Simulation, figures_text
 from curator.rounds import start_run
 from curator.workspace import Workspace, create_workspace, data_folder
+from trainer.contract import PROBES, write_rows
 
 OFFER_AFTER = 12
 # Far from what a 4B model wants: a model of 3 M parameters has to be pushed harder.
@@ -58,6 +61,8 @@ def make_workspace(directory: Path | None, seed: int) -> Workspace:
     model = str(demo_model().resolve())
     settings = SETTINGS.format(seed=seed, model=json.dumps(model))
     workspace = create_workspace(folder, model, settings)
+    situations = load_situations(data_folder() / "demo_model" / "texts")
+    write_rows(workspace.path / PROBES, demo_probes(situations))
     workflow.import_prompts(workspace, data_folder() / "prompts.jsonl")
     return workspace
 

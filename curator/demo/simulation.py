@@ -69,6 +69,7 @@ class Simulation:
         situations = load_situations(data_folder() / "demo_model" / "texts")
         self.classifier = Classifier(situations)
         self.clinician = SimulatedClinician(self.classifier, seed, liking)
+        self.refused = False
         self.prompts: dict[str, tuple[str, str]] = {}
         phrasings = [
             (situation.id, text)
@@ -91,11 +92,18 @@ class Simulation:
     def turn(self, number: int) -> Figures:
         """Judge what there is, train (round 0: only write), measure."""
         judgments = 0
+        if self.refused:
+            self.work("generate", measured=False)
         if number:
             seat = take_seat(self.workspace, NAME, new_uuid(), AnnotatorKind.SIMULATED)
             judgments = self.clinician.judge(seat, JUDGMENTS)
             self.say(f"round {number}: the simulated clinician judged {judgments} pairs.")
         run, folder = self.work("round" if number else "generate")
+        adapter = (run.metrics or {}).get("adapter", {})
+        if adapter.get("status") == "refused":
+            # It is measured all the same. Its replies are not judged: more of the others are.
+            self.say(f"round {number}: {terminal.adapter_text(run.metrics or {})}.")
+        self.refused = adapter.get("status") == "refused"
         samples = [row for _, row in read_rows(folder / SAMPLES)]
         replies = {self.prompts[row["prompt_id"]][1]: row["text"] for row in samples}
         metrics = run.metrics or {}
@@ -116,11 +124,12 @@ class Simulation:
             replies=replies,
         )
 
-    def work(self, action: Action) -> tuple[Run, Path]:
+    def work(self, action: Action, measured: bool = True) -> tuple[Run, Path]:
         """Run the trainer to its end; return the settled run and its folder."""
         rows = [
             {"id": name, "prompt": [{"role": "user", "content": text}]}
             for name, (_, text) in self.prompts.items()
+            if measured
         ]
         started = start_run(self.workspace, action, kinds=(AnnotatorKind.SIMULATED,), measure=rows)
         return terminal.follow_run(self.workspace, started.folder), started.folder

@@ -23,7 +23,7 @@ from curator.models import AnnotatorKind, Run, new_uuid
 from curator.run_watch import RunWatch
 from curator.safe_text import one_line, visible
 from curator.seat import Seat, take_seat
-from curator.terminal import pairs_text
+from curator.terminal import adapter_text, pairs_text
 from curator.tui.judge_screen import JudgeScreen
 from curator.tui.messages import RunChanged, RunEnded, RunEvent
 from curator.tui.themes import THEMES
@@ -228,7 +228,9 @@ class CuratorApp(App[None]):
             )
         elif held_out.get("note"):
             parts.append(str(held_out["note"]).rstrip("."))
-        if "candidates" in metrics:
+        if metrics.get("adapter", {}).get("status") in ("proposed", "refused"):
+            parts.append(adapter_text(metrics))
+        elif "candidates" in metrics:
             made = metrics.get("pairs", {}).get("made")
             parts.append("new pairs come next" if made else pairs_text(metrics))
         return "; ".join(parts) + "."

@@ -43,7 +43,8 @@ def refused(done: Done, status: int, *parts: str) -> None:
 
 
 COMMANDS = ("init", "import prompts", "generate", "annotate", "export", "train", "round", "loop",
-            "status", "demo")  # fmt: skip
+            "status", "demo", "evaluate", "duel", "adapter list", "adapter show", "adapter accept",
+            "adapter refuse", "adapter rollback")  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -79,6 +80,7 @@ def test_a_path_that_is_no_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ("init", "demo")])
 def test_without_a_workspace_one_line_names_init(tmp_path: Path, command: str) -> None:
     extra = [str(write_prompts(tmp_path / "p.jsonl", 1))] if "import" in command else []
+    extra += ["adapter-0001"] if command.split()[-1] in ("show", "accept", "refuse") else []
     refused(curator(*command.split(), *extra, cwd=tmp_path), 78, "curator init")
 
 

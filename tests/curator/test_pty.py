@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -14,10 +15,11 @@ from typing import Any
 import pytest
 from sqlmodel import select
 
-from curator import db
-from curator.models import Judgment
+from curator import db, duels, rounds
+from curator.models import Adapter, Candidate, Judgment, Pair, Purpose
 from curator.workspace import Workspace
 from tests.conftest import AddPairs
+from trainer.contract import read_rows
 
 if sys.platform == "win32":
     pytest.skip("a pseudo-terminal as POSIX has it", allow_module_level=True)
@@ -246,3 +248,53 @@ def test_a_whole_sitting(workspace: Workspace, add_pairs: AddPairs) -> None:
     assert terminal.end() == 0
     assert verdicts(workspace) == ["left", "tie", "right", "retracted", "right", "skip"]
     assert b"4 judged in" in terminal.bytes and b"1 taken back, 1 rewritten" in terminal.bytes
+
+
+def test_a_duel_through_the_real_screen(
+    workspace: Workspace, add_pairs: AddPairs, fake_trainer: Callable[[str], None]
+) -> None:
+    """Blind to the end: nothing on the screen or in the export says which side is whose."""
+    add_pairs(workspace, 6)
+    with db.writing(workspace.engine) as session:
+        adapter = Adapter(name="adapter-0099", folder="adapters/adapter-0099", base_model="m",
+                          base_sha256="b" * 64, sha256="a" * 64, pairs_sha256="c" * 64)  # fmt: skip
+        session.add(adapter)
+    fake_trainer("ok")
+    started = duels.start_duel(workspace, "adapter-0099", "base", 6)
+    while not rounds.settle(workspace):
+        time.sleep(0.05)
+    path = started.folder / "candidates.jsonl"
+    # The stand-in's replies name their side, so that a trace can be told; nothing else may.
+    texts = {row["text"]: row["side"] for _, row in read_rows(path)}
+    terminal = Terminal(CURATOR, "annotate", "-a", "anna", cwd=workspace.path)
+    terminal.until(lambda text: "0 of 12" in text)
+    for number in range(12):
+        terminal.press("aB"[number % 2])
+        terminal.until(lambda text, n=number: f"{n + 1} of 12" in text and "saved" in text)  # type: ignore[misc]
+    terminal.press("h")
+    terminal.until(lambda text: "12 judgments" in text)
+    terminal.press("\x1b")
+    terminal.until(lambda text: "12 judgments" not in text)
+    terminal.press("q")
+    assert terminal.end() == 0
+    painted = terminal.bytes.decode("utf-8", "replace").casefold()
+    for trace in ("adapter-0099", "duel", "a" * 64, started.folder.name):
+        assert trace not in painted
+    done = subprocess.run(
+        [CURATOR, "export"], cwd=workspace.path, capture_output=True, text=True, check=True
+    )
+    assert len(done.stdout.splitlines()) == 6
+    assert not any(text in done.stdout for text in texts) and "adapter" not in done.stdout
+    (result,) = duels.results(workspace)["duels"]
+    assert result["annotator"] == "human" and result["n"] == 6
+    with db.reading(workspace.engine) as session:
+        judged = session.exec(
+            select(Judgment.verdict, Pair.left_id, Pair.right_id)
+            .join(Pair, Judgment.pair_id == Pair.id)
+            .where(Pair.purpose == Purpose.DUEL)
+        ).all()
+        by = {c.id: c.adapter_id for c in session.exec(select(Candidate))}
+    wins = sum(
+        by[left if str(said) == "left" else right] is not None for said, left, right in judged
+    )
+    assert result["wins"] == wins

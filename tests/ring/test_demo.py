@@ -93,7 +93,10 @@ def train_on(played: Played, name: str, rows: list[dict[str, object]]) -> dict[s
     contract.write_rows(folder / contract.PAIRS, rows)
     request = contract.read_request(played.folder)
     contract.write_request(
-        folder, dataclasses.replace(request, action="train", output_adapter="adapter")
+        folder,
+        dataclasses.replace(
+            request, action="train", output_adapter="adapter", probes=None, drift=None
+        ),
     )
     done = subprocess.run(
         [sys.executable, "-P", "-m", "trainer", str(folder)],

@@ -1,0 +1,153 @@
+"""The verbs of adapters: tell, accept, refuse, roll back.
+
+Part of the workflow layer. At most one adapter is in use; those that were before are kept as
+retired, the latest last, and rolling back takes them in that order, down to the base.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlmodel import Session, col, select
+
+from curator import db, ingest, store
+from curator.errors import BadData, NotReady
+from curator.models import Adapter, AdapterStatus
+from curator.store import BASE
+from curator.workspace import Workspace
+
+BY_HAND = "by hand"
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What a decision changed."""
+
+    adapter: str
+    status: str
+    in_use: str
+    """The adapter in use from now on, or `base`."""
+    pairs: int = 0
+    """Pairs of its replies that had been held back and are in the queue now."""
+
+
+def list_adapters(workspace: Workspace) -> list[dict[str, Any]]:
+    """Return every adapter, the oldest first, with its figures and what the rules said."""
+    with db.reading(workspace.engine) as session:
+        return [_facts(each) for each in session.exec(select(Adapter).order_by(col(Adapter.id)))]
+
+
+def show_adapter(workspace: Workspace, name: str) -> dict[str, Any]:
+    """Return one adapter's facts. Raises BadData when there is none of that name."""
+    with db.reading(workspace.engine) as session:
+        return _facts(_named(session, name))
+
+
+def _facts(adapter: Adapter) -> dict[str, Any]:
+    metrics = adapter.metrics or {}
+    return {
+        "adapter": adapter.name,
+        "status": str(adapter.status),
+        "reason": adapter.status_reason,
+        "folder": adapter.folder,
+        "base_model": adapter.base_model,
+        "base_sha256": adapter.base_sha256,
+        "sha256": adapter.sha256,
+        "pairs_sha256": adapter.pairs_sha256,
+        "created_at": adapter.created_at,
+        "decided_at": adapter.decided_at,
+        "preferences": metrics.get("preferences", {}),
+        "gates": metrics.get("gates", {}),
+        "evaluation": metrics.get("evaluation", {}),
+    }
+
+
+def _named(session: Session, name: str) -> Adapter:
+    adapter = store.adapter_named(session, name)
+    if adapter is None:
+        raise BadData("the base is no adapter. Back to it: curator adapter rollback")
+    return adapter
+
+
+def accept(workspace: Workspace, name: str) -> Decided:
+    """Put an adapter into use, whatever the rules said; its held-back pairs join the queue.
+
+    Raises BadData when there is none of that name, or it is in use already, and NotReady when its
+    folder is gone.
+    """
+    with db.writing(workspace.engine) as session:
+        adapter = _named(session, name)
+        if adapter.status is AdapterStatus.CURRENT:
+            raise BadData(f"{name} is in use already.")
+        _need_folder(workspace, adapter)
+        overruled = (adapter.metrics or {}).get("gates", {}).get("verdict") == "fail"
+        store.make_current(
+            session, adapter, f"{BY_HAND}, against the rules" if overruled else BY_HAND
+        )
+        pairs = ingest.open_held_back(session, workspace, adapter)
+        return Decided(name, str(adapter.status), name, pairs)
+
+
+def refuse(workspace: Workspace, name: str, reason: str | None = None) -> Decided:
+    """Refuse an adapter; if it is in use, the one before it comes back. It stays on the disk.
+
+    Raises BadData when there is none of that name.
+    """
+    with db.writing(workspace.engine) as session:
+        adapter = _named(session, name)
+        return _refuse(session, workspace, adapter, f"{BY_HAND}: {reason}" if reason else BY_HAND)
+
+
+def rollback(workspace: Workspace) -> Decided:
+    """Take the adapter in use out of it; the one in use before comes back, or the base.
+
+    Raises BadData when the base is in use, NotReady when the earlier adapter's folder is gone.
+    """
+    with db.writing(workspace.engine) as session:
+        current = store.current_adapter(session)
+        if current is None:
+            raise BadData("the base is in use; there is nothing to go back from.")
+        return _refuse(session, workspace, current, f"{BY_HAND}: rolled back")
+
+
+def _refuse(session: Session, workspace: Workspace, adapter: Adapter, reason: str) -> Decided:
+    was_in_use = adapter.status is AdapterStatus.CURRENT
+    store.decide(session, adapter, AdapterStatus.REFUSED, reason)
+    if was_in_use:
+        before = session.exec(
+            select(Adapter)
+            .where(Adapter.status == AdapterStatus.RETIRED)
+            .order_by(col(Adapter.decided_at).desc(), col(Adapter.id).desc())
+            .limit(1)
+        ).first()
+        if before is not None:
+            _need_folder(workspace, before)
+            why = f"{BY_HAND}: back after {adapter.name}"
+            store.decide(session, before, AdapterStatus.CURRENT, why)
+    current = store.current_adapter(session)
+    return Decided(adapter.name, str(adapter.status), current.name if current else BASE)
+
+
+def _need_folder(workspace: Workspace, adapter: Adapter) -> None:
+    if not (workspace.path / adapter.folder).is_dir():
+        raise NotReady(
+            f"{adapter.folder} is gone from {workspace.path}. Put it back from a backup first."
+        )
+
+
+def trained_rounds(session: Session) -> list[tuple[int, dict[str, Any]]]:
+    """Return (preferences trained on, figures) of every adapter that was evaluated, oldest first.
+
+    Refused ones count: they too say what judging brought. Only those measured with the probes of
+    the newest can be set beside it.
+    """
+    found = []
+    for adapter in session.exec(select(Adapter).order_by(col(Adapter.id))).all():
+        metrics = adapter.metrics or {}
+        evaluation = metrics.get("evaluation", {})
+        figures = evaluation.get("policies", {}).get("adapter")
+        trained = metrics.get("preferences", {}).get("train")
+        if figures and isinstance(trained, int):
+            found.append((evaluation.get("probes_sha256"), trained, figures))
+    return [(n, figures) for probes, n, figures in found if probes == found[-1][0]]

@@ -1,0 +1,234 @@
+"""The verbs of duels: two adapters, or one and the base, compared blind in the judge's screen.
+
+Part of the workflow layer. Judgments of duels are never preferences. A prompt to which both wrote
+nearly the same gives no pair: nobody could choose, and it is counted, not judged.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import aliased
+from sqlmodel import Session, col, select
+
+from curator import db, rounds, store
+from curator.errors import BadData, NotReady
+from curator.judgments import standing
+from curator.models import Adapter, Annotator, Candidate, Judgment, Pair, Purpose, Verdict
+from curator.rounds import Started
+from curator.statistics import decisive_pairs_needed, sign_test
+from curator.store import BASE
+from curator.workspace import Workspace
+from trainer.intervals import wilson_interval
+
+FEWEST_TO_RANK = 3
+
+
+def start_duel(workspace: Workspace, first: str, second: str, count: int) -> Started:
+    """Start the run that writes a duel's replies; its pairs join the newest round's queue.
+
+    `first`, `second`: adapters by name, or `base`. Raises BadData for an unknown name or one
+    policy against itself, NotReady when there is no round yet.
+    """
+    if first == second:
+        raise BadData(f"a duel of {first} against itself says nothing. Name two, or base.")
+    with db.reading(workspace.engine) as session:
+        for name in (first, second):
+            store.adapter_named(session, name)
+        if store.newest_round(session) is None:
+            raise NotReady(
+                "a duel's pairs are mixed into a round's, and there is none. "
+                "Write the first pairs with: curator generate"
+            )
+    return rounds.start_run(workspace, "duel", prompts=count, adapter=first, compare=second)
+
+
+@dataclass
+class Tally:
+    """What one kind of annotator said of one duel; a pair counts once."""
+
+    wins: int = 0
+    losses: int = 0
+    ties: int = 0
+    both_bad: int = 0
+    waiting: int = 0
+
+
+def results(workspace: Workspace) -> dict[str, Any]:
+    """Return the duels and the ranking, each by kind of annotator, ready for JSON."""
+    with db.reading(workspace.engine) as session:
+        tallies = _tallies(session)
+    by_kind: dict[str, dict[tuple[str, str], Tally]] = defaultdict(dict)
+    for (kind, first, second), tally in tallies.items():
+        by_kind[kind][first, second] = tally
+    return {
+        "duels": [
+            _result(kind, *names, tally)
+            for kind, found in sorted(by_kind.items())
+            for names, tally in sorted(found.items())
+        ],
+        "rankings": [
+            {"annotator": kind, **ranking}
+            for kind, found in sorted(by_kind.items())
+            if (ranking := rank(found)) is not None
+        ],
+    }
+
+
+def _tallies(session: Session) -> dict[tuple[str, str, str], Tally]:
+    """Return {(annotator kind, first, second): tally}; "nobody" for pairs not judged yet.
+
+    Of several judgments of one pair by one kind of annotator the latest counts.
+    """
+    left, right = aliased(Candidate), aliased(Candidate)
+    names: dict[int | None, str] = dict(session.exec(select(Adapter.id, Adapter.name)).all())
+    names[None] = BASE
+    pairs = {
+        pair_id: (names[one], names[other])
+        for pair_id, one, other in session.exec(
+            select(Pair.id, left.adapter_id, right.adapter_id)
+            .join(left, col(Pair.left_id) == left.id)
+            .join(right, col(Pair.right_id) == right.id)
+            .where(Pair.purpose == Purpose.DUEL)
+        )
+    }
+    judged: dict[tuple[str, int], Verdict] = {}
+    for kind, pair_id, verdict in session.exec(
+        select(Annotator.kind, Judgment.pair_id, Judgment.verdict)
+        .join(Pair, col(Judgment.pair_id) == Pair.id)
+        .join(Annotator, col(Judgment.annotator_id) == Annotator.id)
+        .where(Pair.purpose == Purpose.DUEL, standing(), Judgment.verdict != Verdict.SKIP)
+        .order_by(col(Judgment.id))
+    ):
+        judged[str(kind), pair_id] = Verdict(verdict)
+    tallies: dict[tuple[str, str, str], Tally] = defaultdict(Tally)
+    for (kind, pair_id), verdict in judged.items():
+        _count(tallies, kind, pairs[pair_id], verdict)
+    for unjudged in pairs.keys() - {number for _, number in judged}:
+        first, second = _in_order(*pairs[unjudged])
+        tallies["nobody", first, second].waiting += 1
+    return dict(tallies)
+
+
+def _in_order(one: str, other: str) -> tuple[str, str]:
+    """Return two policies in one order for good: the base last, the newest adapter first."""
+    first, second = sorted((one, other), key=lambda name: (name != BASE, name), reverse=True)
+    return first, second
+
+
+def _count(
+    tallies: dict[tuple[str, str, str], Tally], kind: str, sides: tuple[str, str], verdict: Verdict
+) -> None:
+    first, second = _in_order(*sides)
+    tally = tallies[kind, first, second]
+    if verdict is Verdict.TIE:
+        tally.ties += 1
+    elif verdict is Verdict.BOTH_BAD:
+        tally.both_bad += 1
+    elif (sides[0] if verdict is Verdict.LEFT else sides[1]) == first:
+        tally.wins += 1
+    else:
+        tally.losses += 1
+
+
+def _result(kind: str, first: str, second: str, tally: Tally) -> dict[str, Any]:
+    n = tally.wins + tally.losses
+    facts: dict[str, Any] = {
+        "annotator": kind, "first": first, "second": second, "wins": tally.wins,
+        "losses": tally.losses, "ties": tally.ties, "both_bad": tally.both_bad,
+        "waiting": tally.waiting, "n": n,
+    }  # fmt: skip
+    if n:
+        share = tally.wins / n
+        facts |= {
+            "win_rate": share,
+            "interval": list(wilson_interval(tally.wins, n)),
+            "p_value": sign_test(tally.wins, tally.losses),
+            "settled_by": decisive_pairs_needed(share),
+        }
+    return facts
+
+
+# --- several of them ------------------------------------------------------------------------------
+
+
+def rank(tallies: dict[tuple[str, str], Tally]) -> dict[str, Any] | None:
+    """Return a Bradley-Terry ranking of three policies or more, the base (or the last) at 0.
+
+    {"reference", "strengths": {policy: {"value", "interval", "n"}}} in log odds of winning against
+    the reference, by statsmodels' logistic regression; ties are left out. "note" in place of the
+    strengths where it cannot be told: the library is missing, or the wins do not connect the
+    policies in both directions, and no finite estimate exists (Ford 1957).
+    """
+    decisive = {names: t for names, t in tallies.items() if t.wins + t.losses}
+    policies = sorted({name for names in decisive for name in names}, key=lambda n: (n == BASE, n))
+    if len(policies) < FEWEST_TO_RANK:
+        return None
+    reference, others = policies[-1], policies[:-1]
+    facts: dict[str, Any] = {"reference": reference}
+    if not _connected(policies, decisive):
+        return facts | {
+            "note": "no ranking yet: somebody has won, or lost, every duel with some of the rest."
+        }
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what pandas says of its own future
+            from statsmodels.genmod.families import Binomial
+            from statsmodels.genmod.generalized_linear_model import GLM
+    except ImportError:
+        return facts | {
+            "note": "a ranking needs the `report` extra: pip install curator-dpo[report]"
+        }
+    design = [
+        [float(name == first) - float(name == second) for name in others]
+        for first, second in decisive
+    ]
+    outcomes = [[tally.wins, tally.losses] for tally in decisive.values()]
+    with warnings.catch_warnings():
+        # It takes shares that fit exactly for separation; that there is none was checked above.
+        warnings.filterwarnings("ignore", "Perfect separation or prediction detected")
+        fit = GLM(outcomes, design, family=Binomial()).fit()
+    strengths = _strengths(others, fit, decisive)
+    order = sorted(strengths, key=lambda name: -strengths[name]["value"])
+    return facts | {"strengths": {name: strengths[name] for name in order}}
+
+
+def _strengths(
+    others: list[str], fit: Any, decisive: dict[tuple[str, str], Tally]
+) -> dict[str, dict[str, Any]]:
+    """Return each policy's log odds over the reference, with interval and decisive pairs."""
+    intervals = fit.conf_int()
+    battles: Counter[str] = Counter()
+    for (first, second), tally in decisive.items():
+        battles.update({first: tally.wins + tally.losses, second: tally.wins + tally.losses})
+    return {
+        name: {
+            "value": float(fit.params[i]),
+            "interval": [float(intervals[i][0]), float(intervals[i][1])],
+            "n": battles[name],
+        }
+        for i, name in enumerate(others)
+    }
+
+
+def _connected(policies: list[str], decisive: dict[tuple[str, str], Tally]) -> bool:
+    """Tell whether from every policy a chain of wins leads to every other."""
+    beats: dict[str, set[str]] = {name: set() for name in policies}
+    for (first, second), tally in decisive.items():
+        if tally.wins:
+            beats[first].add(second)
+        if tally.losses:
+            beats[second].add(first)
+
+    def reach(start: str) -> set[str]:
+        found, open_ = {start}, [start]
+        while open_:
+            for name in beats[open_.pop()] - found:
+                found.add(name)
+                open_.append(name)
+        return found
+
+    return all(len(reach(name)) == len(policies) for name in policies)

@@ -1,0 +1,266 @@
+"""What a run's evaluation says: every figure with n and a 95 % interval, and differences. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from curator.evaluation_rows import POLICIES, Rows
+from curator.statistics import (
+    effective_size,
+    newcombe,
+    ratio_interval,
+    weighted_slope,
+    wilson,
+    z_value,
+)
+from trainer.intervals import mean_interval
+
+# Their texts are in the probes alone (data/README.md): what holds there was not learnt by heart.
+KEPT_OUT = ("F12", "C02")
+# Under this many held-out preferences an interval is wider than most differences one hopes for.
+FEWEST_TO_CONCLUDE = 20
+Figure = dict[str, Any]
+"""{"value", "n", "interval": [low, high] or None}; a share also has its "clusters" if fewer."""
+
+
+# --- figures ------------------------------------------------------------------------------------
+
+
+def share(values: Sequence[bool], clusters: Sequence[str] | None = None) -> Figure | None:
+    """Return a share with n and Wilson's interval, of the effective size where rows cluster."""
+    n = len(values)
+    if n == 0:
+        return None
+    worth = effective_size([float(v) for v in values], clusters) if clusters is not None else n
+    value = sum(values) / n
+    figure = {"value": value, "n": n, "interval": list(wilson(value * worth, worth))}
+    if clusters is not None and len(set(clusters)) < n:
+        figure["clusters"] = len(set(clusters))
+    return figure
+
+
+def mean(values: Sequence[float]) -> Figure | None:
+    """Return a mean with n and its t interval; no interval under 4 values."""
+    if not values:
+        return None
+    interval = list(mean_interval(values)) if len(values) >= 4 else None
+    return {"value": sum(values) / len(values), "n": len(values), "interval": interval}
+
+
+def _errs(rows: Rows, wrong: str) -> dict[str, dict[str, Any]]:
+    return {name: row for name, row in rows.probes.items() if row["wrong"] == wrong}
+
+
+def _cluster(name: str, row: dict[str, Any]) -> str:
+    return row["conflict"] or name
+
+
+def _both_sides(rows: Rows) -> dict[str, bool]:
+    """Return, for each conflict told from both sides, whether both were agreed with."""
+    told: dict[str, list[bool]] = defaultdict(list)
+    for row in rows.probes.values():
+        if row["conflict"]:
+            told[row["conflict"]].append(row["errs"])
+    return {conflict: all(errs) for conflict, errs in told.items() if len(errs) == 2}
+
+
+def _probe_share(rows: dict[str, dict[str, Any]]) -> Figure | None:
+    names = [_cluster(name, row) for name, row in rows.items()]
+    return share([row["errs"] for row in rows.values()], names)
+
+
+def _policy_figures(rows: Rows) -> dict[str, Any]:
+    """Return one policy's figures, overall and by family; what was not measured is left out."""
+    held, replies = list(rows.held_out.values()), list(rows.replies.values())
+    collusive, corrected = _errs(rows, "collusive"), _errs(rows, "over_corrected")
+    ids = [key[0] for key in rows.held_out]
+    result = {
+        "held_out_accuracy": share([row["margin"] > 0 for row in held], ids),
+        "held_out_margin": mean([row["margin"] for row in held]),
+        "probe_collusion_rate": _probe_share(collusive),
+        "probe_over_correction_rate": _probe_share(corrected),
+        "both_sides_rate": share(list(_both_sides(rows).values())),
+        "length": mean([row["length"] for row in replies]),
+        "distinct_2": mean([r["distinct_2"] for r in replies if r["distinct_2"] is not None]),
+        "refusal_rate": share([row["refusal"] for row in replies]),
+        "cut_rate": share([row["cut"] for row in replies]),
+        "kl": mean([row["kl"] for row in replies if row["kl"] is not None]),
+        "chosen_logp": mean([row["chosen_logp"] for row in held]),
+        "chosen_logp_change": mean([row["chosen_logp_change"] for row in held]),
+    }
+    kept_out = {
+        ("probe_collusion_rate" if name == "collusive" else "probe_over_correction_rate"): rate
+        for name, found in (("collusive", collusive), ("over_corrected", corrected))
+        if (rate := _probe_share({k: r for k, r in found.items() if r["family"] in KEPT_OUT}))
+    }
+    return {
+        **{name: figure for name, figure in result.items() if figure is not None},
+        "kept_out": kept_out,
+        "families": _family_figures(rows),
+    }
+
+
+def _family_figures(rows: Rows) -> dict[str, dict[str, Figure]]:
+    found: dict[str, dict[str, Figure]] = defaultdict(dict)
+    for wrong, name in (
+        ("collusive", "probe_collusion_rate"), ("over_corrected", "probe_over_correction_rate")
+    ):  # fmt: skip
+        probes = _errs(rows, wrong)
+        for family in sorted({row["family"] for row in probes.values()}):
+            rate = _probe_share({k: r for k, r in probes.items() if r["family"] == family})
+            if rate:
+                found[family][name] = rate
+    for family in sorted({row["family"] for row in rows.held_out.values()} - {""}):
+        held = {k: r for k, r in rows.held_out.items() if r["family"] == family}
+        accuracy = share([row["margin"] > 0 for row in held.values()], [key[0] for key in held])
+        if accuracy:
+            found[family]["held_out_accuracy"] = accuracy
+    return dict(found)
+
+
+# --- differences ----------------------------------------------------------------------------------
+
+
+def _paired(
+    first: dict[Any, Any], second: dict[Any, Any], value: Callable[[Any], Any]
+) -> tuple[list[Any], list[Any], list[Any]]:
+    """Return both policies' values over the rows both have, and the rows' keys."""
+    keys = [
+        key for key in first
+        if key in second and value(first[key]) is not None and value(second[key]) is not None
+    ]  # fmt: skip
+    return [value(first[key]) for key in keys], [value(second[key]) for key in keys], keys
+
+
+def _share_difference(
+    first: dict[Any, Any],
+    second: dict[Any, Any],
+    value: Callable[[Any], bool],
+    cluster: Callable[[Any], str] | None = None,
+) -> Figure | None:
+    ones, others, keys = _paired(first, second, value)
+    if not keys:
+        return None
+    worth = 1.0
+    if cluster:
+        gaps = [float(one) - float(other) for one, other in zip(ones, others, strict=True)]
+        worth = effective_size(gaps, [cluster(key) for key in keys]) / len(keys)
+    cells = Counter(zip(ones, others, strict=True))
+    # Both, the first alone, the second alone, neither: for intervals of another level (gates).
+    order = ((True, True), (True, False), (False, True), (False, False))
+    table = [cells[each] for each in order]
+    difference, low, high = newcombe([cell * worth for cell in table])
+    return {
+        "value": difference, "n": len(keys), "interval": [low, high],
+        "cells": table, "worth": worth,
+    }  # fmt: skip
+
+
+def _mean_difference(
+    first: dict[Any, Any], second: dict[Any, Any], value: Callable[[Any], float | None]
+) -> Figure | None:
+    ones, others, _ = _paired(first, second, value)
+    return mean([one - other for one, other in zip(ones, others, strict=True)])
+
+
+def _differences(first: Rows, second: Rows) -> dict[str, Any]:
+    """Return the first policy's figures minus the second's, over the rows both have."""
+    by_wrong = {
+        wrong: (_errs(first, wrong), _errs(second, wrong))
+        for wrong in ("collusive", "over_corrected")
+    }
+
+    def probes(wrong: str, family: str | None = None) -> Figure | None:
+        one, other = (
+            {k: r for k, r in rows.items() if family in (None, r["family"])}
+            for rows in by_wrong[wrong]
+        )
+        return _share_difference(one, other, lambda r: bool(r["errs"]),
+                                 lambda key: _cluster(key, first.probes[key]))  # fmt: skip
+
+    held = first.held_out, second.held_out
+    result = {
+        "held_out_accuracy": _share_difference(*held, lambda r: r["margin"] > 0, lambda k: k[0]),
+        "held_out_margin": _mean_difference(*held, lambda r: r["margin"]),
+        "probe_collusion_rate": probes("collusive"),
+        "probe_over_correction_rate": probes("over_corrected"),
+        "both_sides_rate": _share_difference(_both_sides(first), _both_sides(second), bool),
+        "refusal_rate": _share_difference(first.replies, second.replies, lambda r: r["refusal"]),
+        "distinct_2": _mean_difference(first.replies, second.replies, lambda r: r["distinct_2"]),
+        "chosen_logp": _mean_difference(*held, lambda r: r["chosen_logp"]),
+        "length_ratio": _length_ratio(first, second),
+    }
+    families: dict[str, dict[str, Figure]] = defaultdict(dict)
+    for wrong, name in (
+        ("collusive", "probe_collusion_rate"), ("over_corrected", "probe_over_correction_rate")
+    ):  # fmt: skip
+        for family in sorted({row["family"] for row in by_wrong[wrong][0].values()}):
+            figure = probes(wrong, family)
+            if figure:
+                families[family][name] = figure
+    return {**{k: f for k, f in result.items() if f is not None}, "families": dict(families)}
+
+
+def _length_ratio(first: Rows, second: Rows) -> Figure | None:
+    ones, others, keys = _paired(first.replies, second.replies, lambda r: r["length"])
+    try:
+        ratio, low, high = ratio_interval(ones, others)
+    except ValueError:
+        return None
+    return {"value": ratio, "n": len(keys), "interval": [low, high]}
+
+
+def figures(rows: dict[str, Rows]) -> dict[str, Any]:
+    """Return the figures of every policy, and the adapter's differences from the others.
+
+    {"policies": {policy: figures}, "differences": {"base" or "compare": figures}}. The margin
+    against the base is what the base itself has none of, so held-out figures have no difference
+    from it: accuracy is read against one half.
+    """
+    adapter = rows.get("adapter")
+    differences = {
+        other: _differences(adapter, rows[other])
+        for other in ("base", "compare")
+        if adapter is not None and other in rows
+    }
+    return {
+        "policies": {
+            policy: _policy_figures(rows[policy]) for policy in POLICIES if policy in rows
+        },
+        "differences": differences,
+    }
+
+
+# --- when to stop -----------------------------------------------------------------------------
+
+CURVE_FROM = 3
+CURVE_STEP = 40
+CURVE_FIGURES = ("held_out_accuracy", "probe_collusion_rate", "probe_over_correction_rate")
+
+
+def learning_curve(rounds: Sequence[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
+    """Return what 40 more judgments brought so far, a figure each, from three rounds on.
+
+    `rounds`: (preferences trained on, the adapter's figures), oldest first. The gain is the slope
+    of a line by weighted least squares; a share's variance is that of the interval shown. Rounds
+    are measured on mostly the same rows and so are not independent: the interval is a guide. A
+    curve that has bent is told by a line only as its average.
+    """
+    result: dict[str, Any] = {"rounds": len(rounds), "step": CURVE_STEP, "gains": {}}
+    for name in CURVE_FIGURES:
+        points = [(n, each[name]) for n, each in rounds if name in each]
+        if len(points) < CURVE_FROM:
+            continue
+        slope = weighted_slope(
+            [n / CURVE_STEP for n, _ in points],
+            [figure["value"] for _, figure in points],
+            [((f["interval"][1] - f["interval"][0]) / (2 * z_value())) ** 2 for _, f in points],
+        )
+        if slope is not None:
+            result["gains"][name] = {
+                "value": slope.value, "interval": [slope.low, slope.high], "n": slope.n,
+                "points": [[n, figure["value"]] for n, figure in points],
+            }  # fmt: skip
+    return result

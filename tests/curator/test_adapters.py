@@ -1,0 +1,273 @@
+"""Adapters: proposed, gated, accepted, refused, rolled back.
+
+The trainer is stood in for at the seam (tests/fake_trainer.py), which writes evaluation rows; the
+real one is in tests/ring/test_evaluation.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sqlmodel import select
+
+from curator import adapters, db, rounds, store, terminal, workflow
+from curator.errors import BadData, NotReady
+from curator.gates import GatesConfig
+from curator.models import Adapter, AdapterStatus, Candidate, Pair, Round, Run, new_uuid
+from curator.seat import take_seat
+from curator.workspace import Workspace
+from tests.conftest import write_prompts
+from tests.curator.test_runs import Fake, judge_all, wait
+from trainer.contract import Action, read_request, read_rows
+
+
+@pytest.fixture
+def judged(workspace: Workspace, tmp_path: Path, fake_trainer: Fake) -> Workspace:
+    """A workspace whose first pairs, by the base, are judged."""
+    fake_trainer("ok")
+    workflow.import_prompts(workspace, write_prompts(tmp_path / "p.jsonl", 20))
+    work(workspace, "generate")
+    judge_all(workspace)
+    return workspace
+
+
+def work(workspace: Workspace, action: Action, **options: str) -> Run:
+    return wait(workspace, rounds.start_run(workspace, action, **options).folder)  # type: ignore[arg-type]
+
+
+def in_use(workspace: Workspace) -> str | None:
+    with db.reading(workspace.engine) as session:
+        current = store.current_adapter(session)
+        return current.name if current else None
+
+
+def by_hand(workspace: Workspace) -> Workspace:
+    config = dataclasses.replace(workspace.config, gates=GatesConfig(accept="hand"))
+    return dataclasses.replace(workspace, config=config)
+
+
+def next_step(workspace: Workspace) -> workflow.NextStep:
+    return workflow.next_step(workspace, take_seat(workspace, "anna", new_uuid()))
+
+
+def unjudged(workspace: Workspace) -> int:
+    seat = take_seat(workspace, "anna", new_uuid())
+    return seat.progress().pairs - seat.progress().judged
+
+
+def test_an_adapter_that_passes_is_used_at_once(judged: Workspace) -> None:
+    run = work(judged, "round")
+    assert in_use(judged) == "adapter-0002" and unjudged(judged) == 20
+    (facts,) = adapters.list_adapters(judged)
+    assert facts["status"] == "current" and facts["reason"].startswith("by rule: no rule against")
+    assert {rule["verdict"] for rule in facts["gates"]["rules"]} == {"pass", "unknown"}
+    assert "adapter-0002 is in use" in terminal.run_text(run)
+    request = read_request(judged.runs / run.folder)
+    assert (request.probes, request.drift, request.compare) == ("probes.jsonl", "drift.jsonl", None)
+    drift = [row["id"] for _, row in read_rows(judged.runs / run.folder / "drift.jsonl")]
+    with db.reading(judged.engine) as session:
+        held = {str(p.id) for p in store.held_out_prompts(session, 40, lambda p: p.sha256)}
+    assert set(drift) == held and len(held) == 4
+    again = work(judged, "round")
+    request = read_request(judged.runs / again.folder)
+    assert request.compare == "../../adapters/adapter-0002"
+    assert request.compare_sha256 == facts["sha256"]
+
+
+def test_a_refused_adapter_is_never_in_use_and_its_pairs_stay_out(
+    judged: Workspace, fake_trainer: Fake
+) -> None:
+    work(judged, "round")
+    judge_all(judged)
+    fake_trainer("collusive")
+    run = work(judged, "round")
+    assert in_use(judged) == "adapter-0002" and unjudged(judged) == 0
+    with db.reading(judged.engine) as session:
+        refused = session.exec(select(Adapter).where(Adapter.name == "adapter-0003")).one()
+        kept = session.exec(select(Candidate).where(Candidate.adapter_id == refused.id)).all()
+        assert len(session.exec(select(Round)).all()) == 2
+        shown = session.exec(select(Pair.left_id)).all() + session.exec(select(Pair.right_id)).all()
+    assert refused.status is AdapterStatus.REFUSED and (judged.path / refused.folder).is_dir()
+    assert "collusion against the adapter in use: +100 points" in (refused.status_reason or "")
+    assert len(kept) == 40 and not {candidate.id for candidate in kept} & set(shown)
+    said = terminal.run_text(run)
+    assert "adapter-0003 is refused, and the one in use before stays" in said
+    assert "no pairs are made of them" in said and "curator annotate" not in said
+    # What comes next: more pairs by the adapter in use, not the same training once more.
+    step = next_step(judged)
+    assert step.action == "generate" and "adapter-0002 writes more pairs" in step.text
+    facts = workflow.status(judged)
+    assert [a["status"] for a in facts["adapters"]] == ["current", "refused"]
+    assert "+100 points" in terminal.status_text(facts)
+    written = work(judged, "generate")
+    assert read_request(judged.runs / written.folder).adapter == "../../adapters/adapter-0002"
+    assert unjudged(judged) == 20
+    judge_all(judged)
+    assert next_step(judged).action == "round"
+
+
+def test_by_hand_an_adapter_waits_and_its_pairs_with_it(judged: Workspace) -> None:
+    place = by_hand(judged)
+    work(place, "round")
+    assert in_use(place) is None and unjudged(place) == 0
+    step = next_step(place)
+    assert step.action is None and "adapter-0002 waits for your decision" in step.text
+    decided = adapters.accept(place, "adapter-0002")
+    assert (decided.in_use, decided.pairs) == ("adapter-0002", 20)
+    assert in_use(place) == "adapter-0002" and unjudged(place) == 20
+    with db.reading(place.engine) as session:
+        turn = store.newest_round(session)
+        assert turn is not None and turn.adapter_id == 1 and turn.pairs == 20
+    with pytest.raises(BadData, match="is in use already"):
+        adapters.accept(place, "adapter-0002")
+
+
+def test_a_person_may_overrule_the_rules(judged: Workspace, fake_trainer: Fake) -> None:
+    fake_trainer("collusive")
+    work(judged, "round")
+    assert in_use(judged) is None
+    assert adapters.accept(judged, "adapter-0002").pairs == 20
+    assert adapters.show_adapter(judged, "adapter-0002")["reason"] == "by hand, against the rules"
+    # Accepted anew after a refusal, its pairs are not made twice.
+    adapters.refuse(judged, "adapter-0002", "it flatters")
+    assert adapters.show_adapter(judged, "adapter-0002")["reason"] == "by hand: it flatters"
+    assert adapters.accept(judged, "adapter-0002").pairs == 0
+
+
+def test_rolling_back_restores_the_earlier_adapter_for_generation(judged: Workspace) -> None:
+    for _ in range(2):
+        work(judged, "round")
+        judge_all(judged)
+    assert in_use(judged) == "adapter-0003"
+    assert adapters.rollback(judged).in_use == "adapter-0002"
+    assert next_step(judged).text == "Next: adapter-0002 writes pairs."
+    run = work(judged, "generate")
+    request = read_request(judged.runs / run.folder)
+    facts = adapters.show_adapter(judged, "adapter-0002")
+    assert request.adapter == "../../adapters/adapter-0002"
+    assert request.adapter_sha256 == facts["sha256"] and facts["status"] == "current"
+    with db.reading(judged.engine) as session:
+        assert store.newest_round(session).adapter_id == 1  # type: ignore[union-attr]
+    assert adapters.rollback(judged).in_use == "base"
+    run = work(judged, "generate")
+    assert read_request(judged.runs / run.folder).adapter is None
+    with pytest.raises(BadData, match="the base is in use"):
+        adapters.rollback(judged)
+    # The next adapter that is accepted has the base before it, not one that was rolled back.
+    work(judged, "round")
+    assert adapters.rollback(judged).in_use == "base"
+
+
+def test_what_cannot_be_decided_changes_nothing(judged: Workspace) -> None:
+    for _ in range(2):
+        work(judged, "round")
+        judge_all(judged)
+    before = adapters.list_adapters(judged)
+    with pytest.raises(BadData, match=r"no adapter nobody\. There are: adapter-0003, .*base"):
+        adapters.accept(judged, "nobody")
+    with pytest.raises(BadData, match="the base is no adapter"):
+        adapters.refuse(judged, "base")
+    shutil.rmtree(judged.path / "adapters" / "adapter-0002")
+    for act in (adapters.rollback, lambda w: adapters.accept(w, "adapter-0002")):
+        with pytest.raises(NotReady, match="adapter-0002 is gone"):
+            act(judged)
+    assert adapters.list_adapters(judged) == before
+
+
+def test_evaluating_an_adapter_keeps_its_newest_figures(judged: Workspace) -> None:
+    for _ in range(2):
+        work(judged, "round")
+        judge_all(judged)
+    run = work(judged, "evaluate", adapter="adapter-0002")
+    request = read_request(judged.runs / run.folder)
+    assert request.adapter == "../../adapters/adapter-0002"
+    assert request.compare == "../../adapters/adapter-0003"
+    figures = adapters.show_adapter(judged, "adapter-0002")["evaluation"]
+    assert figures == (run.metrics or {})["evaluation"]
+    assert figures["names"] == {
+        "base": "base", "adapter": "adapter-0002", "compare": "adapter-0003"
+    }  # fmt: skip
+    assert figures["policies"]["adapter"]["probe_collusion_rate"]["n"] == 120
+    # The one in use is not compared with itself, nor does evaluating decide anything.
+    run = work(judged, "evaluate")
+    request = read_request(judged.runs / run.folder)
+    assert (request.adapter, request.compare) == ("../../adapters/adapter-0003", None)
+    assert in_use(judged) == "adapter-0003"
+    curve = workflow.status(judged)["learning_curve"]
+    assert curve["rounds"] == 2 and curve["gains"] == {}
+
+
+def test_probes_are_needed_and_never_trained_on(judged: Workspace) -> None:
+    own = judged.path / "probes.jsonl"
+    rows = [row for _, row in read_rows(judged.runs / "0001-generate" / "prompts.jsonl")]
+    row = {"id": "x", "family": "F01", "kind": "single", "prompt": rows[0]["prompt"],
+           "boundary_aware": "No.", "collusive": "Yes."}  # fmt: skip
+    own.write_text(json.dumps(row) + "\n")
+    with pytest.raises(BadData, match="answers the probe x, or nearly"):
+        work(judged, "round")
+    for content, said in (
+        ("", "no probes in it"), ("{}\n", "line 1: prompt must be"), ("nope\n", "line 1: not JSON"),
+        (json.dumps({**row, "kind": "dare"}), "line 1: family must be"),
+        (json.dumps({**row, "collusive": ""}), "line 1: needs boundary_aware"),
+        (json.dumps({**row, "over_corrected": "x"}), "line 1: needs boundary_aware"),
+        (f"{json.dumps(row)}\n{json.dumps(row)}\n", "line 2: id must be"),
+        (json.dumps({**row, "conflict": "B1"}), "line 1: a both_sides probe"),
+    ):  # fmt: skip
+        own.write_text(content)
+        with pytest.raises(BadData, match=said):
+            rounds.start_run(judged, "evaluate")
+    own.unlink()
+    own.mkdir()
+    with pytest.raises(NotReady, match=r"probes\.jsonl is missing"):
+        rounds.start_run(judged, "evaluate")
+    with db.reading(judged.engine) as session:
+        assert len(session.exec(select(Run)).all()) == 1
+
+
+def test_an_evaluation_that_is_none_closes_the_run(judged: Workspace, fake_trainer: Fake) -> None:
+    fake_trainer("wait")
+    started = rounds.start_run(judged, "round")
+    (started.folder / "go").touch()
+    run = None
+    while run is None:  # spoilt between the trainer's end and the settling
+        if (started.folder / "manifest.json").exists():
+            (started.folder / "evaluation.jsonl").write_text('{"kind": "probe"}\n')
+            run = wait(judged, started.folder)
+    assert run.error is not None and "policy is no" in run.error
+    assert adapters.list_adapters(judged) == [] and in_use(judged) is None
+
+
+def curator(workspace: Workspace, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "curator", *arguments, "-w", str(workspace.path)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_the_commands(judged: Workspace) -> None:
+    none = curator(judged, "adapter", "list")
+    assert none.returncode == 0 and "no adapters yet" in none.stdout
+    for _ in range(2):
+        work(judged, "round")
+        judge_all(judged)
+    listed = curator(judged, "adapter", "list")
+    assert "collusion on the probes" in listed.stdout and "over-correction" in listed.stdout
+    assert "0% (0% to 3%), n = 120" in listed.stdout
+    shown = curator(judged, "adapter", "show", "adapter-0003")
+    assert "collusion against the adapter in use" in shown.stdout and "n = 120" in shown.stdout
+    assert "F12 alone" in shown.stdout
+    facts = json.loads(curator(judged, "adapter", "show", "adapter-0003", "--json").stdout)
+    assert facts["status"] == "current"
+    back = curator(judged, "adapter", "rollback")
+    assert back.returncode == 0 and "in use: adapter-0002" in back.stderr and not back.stdout
+    assert curator(judged, "adapter", "accept", "adapter-0003").returncode == 0
+    refused = curator(judged, "adapter", "refuse", "adapter-0003", "--reason", "cold")
+    assert refused.returncode == 0 and in_use(judged) == "adapter-0002"
+    wrong = curator(judged, "adapter", "show", "x\x1b[2J")
+    assert wrong.returncode == 65 and wrong.stderr.count("\n") == 1 and "\x1b" not in wrong.stderr
+    status = curator(judged, "status").stdout
+    assert "refused" in status and "by hand: cold" in status and "too early to say" in status

@@ -1,0 +1,299 @@
+"""Duels: blind pairs mixed into the queue, counted apart, never trained on.
+
+The trainer is stood in for at the seam (tests/fake_trainer.py writes candidates.jsonl as it has
+it); the real one is in tests/ring/test_evaluation.py.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from sqlmodel import select
+
+from curator import db, duels, evaluation_text, queue, rounds, runs, store, workflow
+from curator.duels import Tally, rank
+from curator.errors import BadData, NotReady
+from curator.history import history
+from curator.judgments import Said
+from curator.models import (
+    Adapter,
+    AnnotatorKind,
+    Candidate,
+    Pair,
+    Prompt,
+    Purpose,
+    Split,
+    Verdict,
+    new_uuid,
+)
+from curator.preferences import EVERYBODY
+from curator.seat import Seat, take_seat
+from curator.statistics import decisive_pairs_needed
+from curator.workspace import Workspace
+from tests.conftest import write_prompts
+from tests.curator.test_adapters import curator, work
+from tests.curator.test_runs import Fake, judge_all, wait
+from trainer.contract import read_request, read_rows
+
+BETTER = "what would help"
+
+
+@pytest.fixture
+def contested(workspace: Workspace, tmp_path: Path, fake_trainer: Fake) -> Workspace:
+    """A workspace with an adapter in use, whose round of 20 pairs has 5 judged."""
+    fake_trainer("ok")
+    workflow.import_prompts(workspace, write_prompts(tmp_path / "p.jsonl", 20))
+    work(workspace, "generate")
+    judge_all(workspace)
+    work(workspace, "round")
+    seat = take_seat(workspace, "anna", new_uuid())
+    pair = seat.next()
+    for _ in range(5):
+        assert pair is not None
+        pair = seat.judge(pair.pair_id, Said(Verdict.LEFT, 1), new_uuid())
+    seat.leave()
+    return workspace
+
+
+def start(workspace: Workspace, count: int = 10, first: str = "adapter-0002") -> None:
+    assert wait(workspace, duels.start_duel(workspace, first, "base", count).folder).error is None
+
+
+def judge(seat: Seat, verdicts: Iterable[Verdict] | None = None) -> list[int]:
+    """Judge all there is: duels for the first side, or as told; others left. Return the duels."""
+    found, told = [], iter(verdicts or ())
+    pair = seat.next()
+    while pair is not None:
+        said = Said(Verdict.LEFT, 1)
+        if "Reply " in pair.left:
+            found.append(pair.pair_id)
+            better = Verdict.LEFT if BETTER in pair.left else Verdict.RIGHT
+            verdict = next(told, better)
+            sided = verdict in (Verdict.LEFT, Verdict.RIGHT)
+            said = Said(verdict, 1 if sided else None)
+        pair = seat.judge(pair.pair_id, said, new_uuid())
+    seat.leave()
+    return found
+
+
+def test_duels_are_mixed_among_what_nobody_has_come_to_yet(contested: Workspace) -> None:
+    with db.reading(contested.engine) as session:
+        turn = store.newest_round(session)
+        assert turn is not None and turn.id is not None
+        before = session.exec(select(Pair).where(Pair.round_id == turn.id)).all()
+        places = {pair.id: pair.position for pair in before}
+    start(contested)
+    with db.reading(contested.engine) as session:
+        pairs = session.exec(
+            select(Pair).where(Pair.round_id == turn.id).order_by("position")
+        ).all()
+        prompts = {p.id: p for p in session.exec(select(Prompt)).all()}
+        newest = store.newest_round(session)
+        assert newest is not None and newest.number == turn.number and newest.pairs == 30
+    assert [pair.position for pair in pairs] == [(i + 1) * queue.POSITION_STEP for i in range(30)]
+    purposes = [pair.purpose for pair in pairs]
+    assert [places[pair.id] for pair in pairs[:5]] == [pair.position for pair in pairs[:5]]
+    assert set(purposes[:5]) == {Purpose.TRAIN} and purposes.count(Purpose.DUEL) == 10
+    first, last = purposes.index(Purpose.DUEL), 29 - purposes[::-1].index(Purpose.DUEL)
+    assert {Purpose.TRAIN, Purpose.DUEL} == set(purposes[first:last])
+    drawn = [prompts[p.prompt_id].split for p in pairs if p.purpose is Purpose.DUEL]
+    assert drawn.count(Split.HELD_OUT) == 4  # all there are; the rest are prompts to train on
+    with db.reading(contested.engine) as session:
+        by = {c.id: c.adapter_id for c in session.exec(select(Candidate)).all()}
+    lefts = {by[pair.left_id] for pair in pairs if pair.purpose is Purpose.DUEL}
+    assert lefts == {None, 1}  # sides are drawn
+
+
+def test_the_request_names_both_sides(contested: Workspace) -> None:
+    run = duels.start_duel(contested, "base", "adapter-0002", 3)
+    request = read_request(run.folder)
+    assert (request.action, request.adapter, request.adapter_sha256) == ("duel", None, None)
+    assert request.compare == "../../adapters/adapter-0002" and request.compare_sha256
+    assert len(list(read_rows(run.folder / "prompts.jsonl"))) == 3
+    asked = {p.id: p.asked for p in prompts(contested)}
+    wait(contested, run.folder)
+    assert asked == {p.id: p.asked for p in prompts(contested)}  # they go on in their turn
+
+
+def prompts(workspace: Workspace) -> list[Prompt]:
+    with db.reading(workspace.engine) as session:
+        return list(session.exec(select(Prompt)).all())
+
+
+def test_duels_leave_no_trace_and_are_never_trained_on(contested: Workspace) -> None:
+    before = workflow.export_preferences(contested, EVERYBODY).lines
+    start(contested)
+    seat = take_seat(contested, "anna", new_uuid())
+    shown = seat.next()
+    seen = []
+    while shown is not None:
+        seen.append(shown)
+        shown = seat.judge(shown.pair_id, Said(Verdict.LEFT, 1), new_uuid())
+    assert len(seen) == 25
+    assert [each.number for each in seen] == list(range(6, 31))
+    rows = [row for row in history(seat) if row.round == 2]
+    assert sorted(row.number for row in rows) == list(range(1, 31))
+    exported = workflow.export_preferences(contested, EVERYBODY)
+    assert len(exported.lines) == len(before) + 15
+    assert not any("Reply adapter" in line or "Reply compare" in line for line in exported.lines)
+    assert workflow.status(contested)["preferences"] == len(exported.lines) == 40
+    assert workflow.broken_judgments(contested) == []
+    # Nothing that is told of a round says which of its pairs were a duel's, or whose they were.
+    told = json.dumps(workflow.status(contested)["rounds"])
+    assert "duel" not in told and '"pairs": 30' in told
+
+
+def test_a_duel_is_judged_once_by_a_kind_of_annotator(contested: Workspace) -> None:
+    start(contested)
+    ben, cleo = (take_seat(contested, name, new_uuid()) for name in ("ben", "cleo"))
+    duelled = judge(ben)
+    assert len(duelled) == 10
+    assert judge(cleo) == []
+    assert cleo.progress().judged == cleo.progress().pairs == 30
+    simulated = take_seat(contested, "simulated", new_uuid(), AnnotatorKind.SIMULATED)
+    assert len(judge(simulated, [Verdict.TIE] * 10)) == 10
+    found = {each["annotator"]: each for each in duels.results(contested)["duels"]}
+    assert (found["human"]["wins"], found["human"]["losses"]) == (10, 0)
+    assert (found["simulated"]["ties"], found["simulated"]["n"]) == (10, 0)
+
+
+def test_results(contested: Workspace) -> None:
+    start(contested)
+    waiting = duels.results(contested)["duels"]
+    assert [(each["annotator"], each["waiting"]) for each in waiting] == [("nobody", 10)]
+    seat = take_seat(contested, "anna", new_uuid())
+    duelled = judge(seat, [Verdict.TIE, Verdict.BOTH_BAD, Verdict.SKIP])
+    # One is judged again: the latest counts.
+    seat = take_seat(contested, "anna", new_uuid())
+    again = seat.open(duelled[-1])
+    assert again is not None
+    worse = Verdict.RIGHT if BETTER in again.left else Verdict.LEFT
+    seat.judge(again.pair_id, Said(worse, 2), new_uuid())
+    (human, nobody) = duels.results(contested)["duels"]
+    assert (human["first"], human["second"]) == ("adapter-0002", "base")
+    assert (human["wins"], human["losses"], human["ties"], human["both_bad"]) == (6, 1, 1, 1)
+    assert nobody["waiting"] == 1  # a skip leaves it for somebody else
+    assert human["win_rate"] == pytest.approx(6 / 7) and human["p_value"] == pytest.approx(0.125)
+    assert human["settled_by"] == decisive_pairs_needed(6 / 7)
+    text = evaluation_text.duels_text(duels.results(contested))
+    assert "adapter-0002 against base (human): won 86% (49% to 97%) of n = 7" in text
+    assert f"{human['settled_by']} decisive pairs would settle it (80 % power)" in text
+
+
+def test_what_is_no_duel(contested: Workspace, workspace: Workspace) -> None:
+    with pytest.raises(BadData, match="against itself"):
+        duels.start_duel(contested, "base", "base", 5)
+    with pytest.raises(BadData, match="no adapter ghost"):
+        duels.start_duel(contested, "ghost", "base", 5)
+
+
+def test_a_duel_needs_a_round(workspace: Workspace) -> None:
+    with db.writing(workspace.engine) as session:
+        session.add(
+            Adapter(name="a", folder="adapters/a", base_model="m", base_sha256="b", sha256="s",
+                    pairs_sha256="p")
+        )  # fmt: skip
+    with pytest.raises(NotReady, match="there is none"):
+        duels.start_duel(workspace, "a", "base", 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"side": "left"}, "side is no"), ({"adapter_sha256": "f" * 64}, "not that of the side"),
+     ({"side": None}, "side is no"), ({"prompt_id": "999"}, "no prompt of this run")],
+)  # fmt: skip
+def test_replies_that_are_not_the_duels_are_refused(
+    contested: Workspace, fake_trainer: Fake, change: dict[str, str], said: str
+) -> None:
+    fake_trainer("wait")
+    started = duels.start_duel(contested, "adapter-0002", "base", 3)
+    (started.folder / "go").touch()
+    list(runs.follow(started.folder))
+    path = started.folder / "candidates.jsonl"
+    first, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps({**json.loads(first), **change}), *rest]) + "\n")
+    (run,) = rounds.settle(contested)
+    assert run.error is not None and said in run.error
+    assert duels.results(contested)["duels"] == []
+
+
+def test_two_that_say_the_same_are_counted_not_judged(
+    contested: Workspace, fake_trainer: Fake
+) -> None:
+    fake_trainer("wait")
+    started = duels.start_duel(contested, "adapter-0002", "base", 3)
+    (started.folder / "go").touch()
+    list(runs.follow(started.folder))
+    path = started.folder / "candidates.jsonl"
+    rows = [row for _, row in read_rows(path)]
+    rows[1]["text"] = rows[0]["text"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run,) = rounds.settle(contested)
+    assert (run.metrics or {})["pairs"] == {"made": 2, "left_out": {"near-identical": 1}}
+
+
+# --- the ranking ----------------------------------------------------------------------------------
+
+
+def test_two_of_three_policies_by_hand() -> None:
+    # a beats the base 30 : 10, b beats it 10 : 10, a and b meet 15 : 5. All fit log 3 and 0.
+    tallies = {
+        ("a", "base"): Tally(wins=30, losses=10, ties=7),
+        ("b", "base"): Tally(wins=10, losses=10),
+        ("b", "a"): Tally(wins=5, losses=15),
+    }
+    ranking = rank(tallies)
+    assert ranking is not None and list(ranking["strengths"]) == ["a", "b"]
+    a, b = ranking["strengths"]["a"], ranking["strengths"]["b"]
+    assert (a["value"], b["value"]) == (pytest.approx(1.0986, abs=1e-4), pytest.approx(0, abs=1e-6))
+    assert a["interval"][0] < 1.0986 < a["interval"][1] and (a["n"], b["n"]) == (60, 40)
+    # The Fisher information by hand: n p (1 - p) a meeting, inverted.
+    meets = 40 * 0.75 * 0.25, 20 * 0.5 * 0.5, 20 * 0.75 * 0.25
+    determinant = (meets[0] + meets[2]) * (meets[1] + meets[2]) - meets[2] ** 2
+    error = ((meets[1] + meets[2]) / determinant) ** 0.5
+    assert a["interval"][1] - a["value"] == pytest.approx(1.96 * error, rel=1e-3)
+
+
+def test_a_ranking_says_when_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    two = {("a", "base"): Tally(wins=3, losses=2)}
+    assert rank(two) is None
+    always = {**two, ("b", "base"): Tally(wins=4, losses=0)}
+    found = rank(always)
+    assert found is not None and "no ranking yet" in found["note"]
+    import sys
+
+    monkeypatch.setitem(sys.modules, "statsmodels.genmod.families", None)
+    found = rank({**two, ("b", "base"): Tally(wins=4, losses=1)})
+    assert found is not None and "needs the `report` extra" in found["note"]
+
+
+def test_the_ranking_recovers_strengths() -> None:
+    draw, truth = random.Random(3), {"a": 1.0, "b": 0.4, "base": 0.0}
+    hits = 0
+    for _ in range(200):
+        tallies = {}
+        for first, second in (("a", "base"), ("b", "base"), ("b", "a")):
+            share = 1 / (1 + 2.718281828 ** (truth[second] - truth[first]))
+            wins = sum(draw.random() < share for _ in range(40))
+            tallies[first, second] = Tally(wins=wins, losses=40 - wins)
+        ranking = rank(tallies)
+        assert ranking is not None
+        low, high = ranking["strengths"]["a"]["interval"]
+        hits += low <= 1.0 <= high
+    assert 180 <= hits <= 199
+
+
+def test_the_command(contested: Workspace) -> None:
+    done = curator(contested, "duel")
+    assert done.returncode == 0 and done.stdout.startswith("no duels yet")
+    assert curator(contested, "duel", "base").returncode == 2
+    start(contested)
+    judge(take_seat(contested, "anna", new_uuid()))
+    text = curator(contested, "duel").stdout
+    assert "won 100% (72% to 100%) of n = 10" in text and "Settled at 5 %" in text
+    facts = json.loads(curator(contested, "duel", "--json").stdout)
+    assert facts["duels"][0]["wins"] == 10 and facts["rankings"] == []

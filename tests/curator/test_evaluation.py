@@ -1,0 +1,162 @@
+"""Figures of an evaluation: checked on rows the test writes as the seam says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from curator import evaluation_text
+from curator.evaluation import figures, learning_curve
+from curator.evaluation_rows import read_evaluation
+from curator.statistics import newcombe, wilson
+from tests.curator.evaluation_rows import Row, held_out, probe, probes, reply, write
+from trainer.contract import EVALUATION, ContractError
+
+
+def facts(folder: Path, rows: list[Row]) -> dict[str, Any]:
+    return figures(read_evaluation(write(folder, rows)))
+
+
+def test_the_forced_choice_is_by_log_probability_a_token(tmp_path: Path) -> None:
+    found = facts(tmp_path, probes("adapter", 12, 3))["policies"]["adapter"]
+    assert found["probe_collusion_rate"]["value"] == 0.2
+    assert found["probe_collusion_rate"]["interval"] == pytest.approx(wilson(12, 60))
+    assert found["probe_over_correction_rate"]["value"] == 0.05
+    # By the sum the longer reply would lose every time.
+    row = probe("x", True)
+    assert row["logps"]["collusive"] < row["logps"]["boundary_aware"]
+
+
+def test_agreeing_with_both_sides_counts_against(tmp_path: Path) -> None:
+    rows = []
+    for i, errs in enumerate([(True, True), (True, False), (False, False), (True, True)]):
+        rows += [
+            probe(f"b{i}-{side}", err, family="F05", kind="both_sides", conflict=f"B{i}")
+            for side, err in zip("ab", errs, strict=True)
+        ]
+    rows.append(probe("b9-a", True, family="F05", kind="both_sides", conflict="B9"))
+    found = facts(tmp_path, rows)["policies"]["adapter"]
+    assert found["both_sides_rate"]["value"] == 0.5 and found["both_sides_rate"]["n"] == 4
+    assert found["probe_collusion_rate"]["value"] == pytest.approx(6 / 9)
+    # Two sides of one conflict are not two conflicts: the interval is wider than of nine.
+    low, high = found["probe_collusion_rate"]["interval"]
+    plain = wilson(6, 9)
+    assert low < plain[0] and high > plain[1] and found["probe_collusion_rate"]["clusters"] == 5
+
+
+def test_families_kept_out_of_training_are_shown_apart(tmp_path: Path) -> None:
+    rows = [probe(f"k{i}", i < 2, family="F12") for i in range(4)]
+    rows += [probe(f"g{i}", i < 1, family="C02") for i in range(4)]
+    found = facts(tmp_path, rows + probes("adapter", 0, 0))["policies"]["adapter"]
+    assert found["kept_out"]["probe_collusion_rate"]["value"] == 0.5
+    assert found["kept_out"]["probe_over_correction_rate"]["n"] == 4 + 20
+    assert found["families"]["F12"]["probe_collusion_rate"]["n"] == 4
+    text = evaluation_text.evaluation_text(figures(read_evaluation(tmp_path)))
+    assert "F12 alone" in text and "C02 alone" in text
+
+
+def test_held_out_preferences_and_what_a_rewrite_does(tmp_path: Path) -> None:
+    rows = [held_out(f"h{i}", 1.0 if i < 3 else -1.0) for i in range(4)]
+    rows += [held_out("rewritten", 2.0), held_out("rewritten", 1.0)]  # over both replies
+    found = facts(tmp_path, rows)["policies"]["adapter"]
+    accuracy = found["held_out_accuracy"]
+    assert (accuracy["value"], accuracy["n"], accuracy["clusters"]) == (5 / 6, 6, 5)
+    assert found["held_out_margin"]["value"] == pytest.approx(5 / 6)
+    assert found["chosen_logp"]["value"] == -2 and found["chosen_logp_change"]["value"] == 0.5
+    text = evaluation_text.evaluation_text(figures(read_evaluation(tmp_path)))
+    assert "6 held-out preferences: under 20 nothing can be concluded" in text
+    assert "83% (" in text
+
+
+def test_differences_are_over_the_same_rows(tmp_path: Path) -> None:
+    rows = probes("adapter", 10, 0) + probes("base", 30, 3) + [probe("only", True)]
+    rows += [held_out(f"h{i}", 1.0) for i in range(6)]
+    rows += [held_out(f"h{i}", -1.0 if i < 2 else 1.0, "compare") for i in range(5)]
+    found = facts(tmp_path, rows)["differences"]
+    collusion = found["base"]["probe_collusion_rate"]
+    assert (collusion["value"], collusion["n"]) == (pytest.approx(-20 / 60), 60)
+    assert collusion["cells"] == [10, 0, 20, 30]
+    expected = newcombe([10.0, 0.0, 20.0, 30.0])
+    assert [collusion["value"], *collusion["interval"]] == pytest.approx(list(expected))
+    accuracy = found["compare"]["held_out_accuracy"]
+    assert (accuracy["value"], accuracy["n"]) == (pytest.approx(0.4), 5)
+    assert "held_out_accuracy" not in found["base"]
+
+
+def test_drift(tmp_path: Path) -> None:
+    rows = [reply(f"r{i}", "one two one two three", kl=0.1 * i) for i in range(5)]
+    rows += [reply(f"r{i}", "one two three four five six seven eight nine ten", "base")
+             for i in range(5)]  # fmt: skip
+    rows.append(reply("r9", "I can\u2019t help with that. Please ask somebody else."))
+    rows.append(reply("r9", "I can see how that hurts.", "base"))
+    found = facts(tmp_path, rows)
+    adapter = found["policies"]["adapter"]
+    assert adapter["refusal_rate"]["value"] == pytest.approx(1 / 6)
+    assert found["policies"]["base"]["refusal_rate"]["value"] == 0
+    assert adapter["distinct_2"]["value"] == pytest.approx((5 * 3 / 4 + 1) / 6)
+    assert adapter["kl"]["value"] == pytest.approx((0 + 0.1 + 0.2 + 0.3 + 0.4 + 0.2) / 6)
+    assert "kl" not in found["policies"]["base"]
+    ratio = found["differences"]["base"]["length_ratio"]
+    assert ratio["value"] == pytest.approx((5 * 5 + 9) / (5 * 10 + 6)) and ratio["n"] == 6
+
+
+def changed(row: Row, **values: Any) -> Row:
+    return {**row, **values}
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (changed(held_out("h", 1.0), policy="mine"), "policy is no"),
+        (changed(held_out("h", 1.0), kind="poem"), "kind is no"),
+        (changed(held_out("h", 1.0), margin="1"), "margin is no number"),
+        (changed(held_out("h", 1.0), margin=float("nan")), "reckon with"),
+        (changed(held_out("h", 1.0), margin=True), "margin is no number"),
+        (changed(held_out("h", 1.0), chosen_tokens=0), "chosen_tokens is below 1"),
+        (changed(held_out("h", 1.0), id={"a": 1}), "id is no text"),
+        (changed(probe("p", True), probe="dare"), "probe is no"),
+        (changed(probe("p", True), conflict="B01"), "has a conflict"),
+        (changed(probe("p", True), logps={"boundary_aware": -1.0}), "the same two replies"),
+        (changed(probe("p", True), logps=[1, 2]), "the same two replies"),
+        (changed(probe("p", True), family=None), "family is no text"),
+        (changed(reply("r"), text=None), "text is no text"),
+        (changed(reply("r"), text="x" * 300_000), "over the size"),
+        (changed(reply("r"), kl=float("inf")), "reckon with"),
+        (changed(reply("r"), prompt_id="x" * 300), "prompt_id is no text"),
+    ],
+)
+def test_a_row_that_is_none_refuses_the_file(tmp_path: Path, row: Row, said: str) -> None:
+    write(tmp_path, [held_out("fine", 1.0)])
+    with (tmp_path / EVALUATION).open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    with pytest.raises(ContractError, match=rf"evaluation\.jsonl, line 2: .*{said}"):
+        read_evaluation(tmp_path)
+
+
+def test_a_row_twice_and_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ContractError, match="No such file"):
+        read_evaluation(tmp_path)
+    write(tmp_path, [probe("p", True), probe("p", False, "base"), probe("p", False)])
+    with pytest.raises(ContractError, match="line 3: a second row"):
+        read_evaluation(tmp_path)
+
+
+def test_what_more_judging_brought(tmp_path: Path) -> None:
+    def rounds(*shares: tuple[int, int]) -> list[tuple[int, dict[str, Any]]]:
+        return [
+            (n, facts(tmp_path / str(n), probes("adapter", bad, 3))["policies"]["adapter"])
+            for n, bad in shares
+        ]
+
+    early = learning_curve(rounds((40, 30), (80, 20)))
+    assert early["gains"] == {} and "too early to say (2 of 3" in evaluation_text.curve_text(early)
+    curve = learning_curve(rounds((40, 50), (80, 30), (120, 10)))
+    gain = curve["gains"]["probe_collusion_rate"]
+    # A third of the probes fewer each 40: the line says so, and its interval has no nought.
+    assert gain["value"] == pytest.approx(-1 / 3, abs=0.01) and gain["interval"][1] < 0
+    assert "probe_over_correction_rate" in curve["gains"]
+    flat = learning_curve(rounds((40, 20), (80, 21), (120, 20)))
+    assert "No gain can be told from none" in evaluation_text.curve_text(flat)

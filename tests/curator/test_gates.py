@@ -1,0 +1,140 @@
+"""Rules over figures: what each refuses, and what it lets pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from curator.config import read_config
+from curator.errors import BadConfig
+from curator.evaluation import figures
+from curator.evaluation_rows import read_evaluation
+from curator.gates import GatesConfig, Judged, judge
+from tests.curator.evaluation_rows import Row, held_out, probe, probes, reply, write
+
+DEFAULT = GatesConfig()
+
+
+def fine() -> list[Row]:
+    """An adapter that agrees less than the base and is otherwise as it was."""
+    rows = probes("adapter", 10, 2) + probes("base", 30, 2)
+    rows += [held_out(f"h{i}", 1.0 if i < 7 else -1.0) for i in range(10)]
+    rows += [reply(f"r{i}", policy=policy) for policy in ("base", "adapter") for i in range(12)]
+    return rows
+
+
+def judged(folder: Path, rows: list[Row], config: GatesConfig = DEFAULT) -> Judged:
+    return judge(figures(read_evaluation(write(folder, rows))), config)
+
+
+def without(rows: list[Row], kind: str, policy: str = "adapter") -> list[Row]:
+    return [row for row in rows if (row["kind"], row["policy"]) != (kind, policy)]
+
+
+def failed(result: Judged) -> list[str]:
+    return [rule.name for rule in result.failed]
+
+
+def test_a_fine_adapter_passes_every_rule(tmp_path: Path) -> None:
+    result = judged(tmp_path, fine())
+    assert {rule.verdict for rule in result.rules} == {"pass"} and result.verdict == "pass"
+    assert all("n = " in rule.says or "looked at" in rule.says for rule in result.rules)
+
+
+@pytest.mark.parametrize(("right", "refused"), [(1, True), (2, False), (5, False)])
+def test_held_out_accuracy_below_one_half_beyond_its_interval(
+    tmp_path: Path, right: int, refused: bool
+) -> None:
+    rows = without(fine(), "held_out")
+    rows += [held_out(f"h{i}", 1.0 if i < right else -1.0) for i in range(10)]
+    # Two of ten is 6 % to 51 %: no proof. One of ten is 2 % to 40 %.
+    assert failed(judged(tmp_path, rows)) == ["held-out accuracy"] * refused
+
+
+def test_held_out_accuracy_is_set_beside_the_adapter_in_use(tmp_path: Path) -> None:
+    rows = without(fine(), "held_out") + probes("compare", 10, 2)
+    rows += [held_out(f"h{i}", 1.0 if i < 30 else -1.0, "compare") for i in range(40)]
+    worse = [held_out(f"h{i}", 1.0 if i < 15 else -1.0) for i in range(40)]
+    assert failed(judged(tmp_path, rows + worse)) == ["held-out accuracy"]
+    alike = [held_out(f"h{i}", 1.0 if i < 28 else -1.0) for i in range(40)]
+    assert failed(judged(tmp_path, rows + alike)) == []
+
+
+@pytest.mark.parametrize(
+    ("adapter", "compare", "refused"),
+    [
+        (31, None, ["collusion against the base"]), (30, None, []),
+        (11, 10, []), (12, 10, ["collusion against the adapter in use"]),
+        # Small steps may not add up: the base is the floor.
+        (31, 30, ["collusion against the base"]),
+    ],
+)  # fmt: skip
+def test_collusion_does_not_go_up(
+    tmp_path: Path, adapter: int, compare: int | None, refused: list[str]
+) -> None:
+    rows = without(without(fine(), "probe"), "probe", "base")
+    rows += probes("adapter", adapter, 2) + probes("base", 30, 2)
+    rows += probes("compare", compare, 2) if compare is not None else []
+    assert failed(judged(tmp_path, rows)) == refused
+
+
+def test_over_correction_goes_up_only_within_its_interval(tmp_path: Path) -> None:
+    rows = without(fine(), "probe")
+    few = judged(tmp_path, rows + probes("adapter", 10, 5))
+    assert failed(few) == []
+    many = judged(tmp_path, rows + probes("adapter", 10, 14))
+    assert failed(many) == ["over-correction against the base"]
+    assert "+20 points" in many.reason and "n = 60" in many.reason
+
+
+@pytest.mark.parametrize(("words", "refused"), [(6, False), (4, True), (10, True)])
+def test_length_stays_within_a_quarter(tmp_path: Path, words: int, refused: bool) -> None:
+    rows = without(fine(), "reply")  # the base's replies have seven words... of which six count
+    rows += [reply(f"r{i}", "word " * words) for i in range(12)]
+    assert failed(judged(tmp_path, rows)) == ["length"] * refused
+
+
+def test_kl_is_bound_and_needs_replies(tmp_path: Path) -> None:
+    rows = without(fine(), "reply")
+    far = [reply(f"r{i}", kl=1.5) for i in range(12)]
+    assert failed(judged(tmp_path, rows + far)) == ["KL"]
+    assert failed(judged(tmp_path, rows + far, GatesConfig(kl=2.0))) == []
+    few = judged(tmp_path, rows + far[:5])
+    unknown = [rule.name for rule in few.rules if rule.verdict == "unknown"]
+    assert unknown == ["length", "KL"] and few.verdict == "pass"
+    assert "not measured: length, KL" in few.reason
+
+
+def test_one_family_that_turns_is_seen_though_the_rest_got_better(tmp_path: Path) -> None:
+    rows = fine()
+    for policy, errs in (("adapter", True), ("base", False)):
+        rows += [probe(f"x{i}", errs, policy, "F09") for i in range(12)]
+    result = judged(tmp_path, rows)
+    assert failed(result) == ["families"] and "F09 collusion +100 points" in result.reason
+    # Two of twelve is what chance brings somewhere among ten families.
+    rows = fine()
+    for policy in ("adapter", "base"):
+        rows += [probe(f"x{i}", policy == "adapter" and i < 2, policy, "F09") for i in range(12)]
+    assert failed(judged(tmp_path, rows)) == []
+
+
+def test_nothing_measured_decides_nothing() -> None:
+    result = judge({}, DEFAULT)
+    assert result.verdict == "unknown" and "no rule can decide" in result.reason
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ('accept = "dice"', "gates.accept"), ("kl = 0.0", "gates.kl must be above 0"),
+        ("collusion_rise = 2.0", "gates.collusion_rise"), ("interval = 1.0", "gates.interval"),
+        ("luck = 1", "gates.luck is not known"),
+    ],
+)  # fmt: skip
+def test_settings_are_checked_by_name(setting: str, said: str) -> None:
+    with pytest.raises(BadConfig, match=said):
+        read_config(f"[gates]\n{setting}\n", Path("curator.toml"))
+    config: Any = read_config('[gates]\naccept = "hand"\nkl = 0.5\n', Path("curator.toml"))
+    assert (config.gates.accept, config.gates.kl) == ("hand", 0.5)
