@@ -124,7 +124,7 @@ def annotate(
     ] = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Example: curator annotate --annotator anna
+    """Example: curator annotate
 
     Judge pairs in the terminal. Leave at any time with q: every judgment is saved when made.
     With --plain in lines, without a screen: for screen readers, simple terminals and scripts.
@@ -133,6 +133,9 @@ def annotate(
     if plain:
         from curator.line_mode import run_line_mode
 
+        # Whatever the locale says: a byte or letter it does not know must not end the sitting.
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
+        sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
         sys.exit(run_line_mode(place, annotator_name(annotator), sys.stdin, sys.stdout))
     open_app(place, annotator_name(annotator), first_minutes=annotator is None)
 

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Text, or_, type_coerce
+from sqlalchemy import ColumnElement, Text, exists, func, or_, type_coerce
 from sqlalchemy.orm import aliased
-from sqlmodel import col, select
+from sqlmodel import Session, col, select
 
 from curator import db, judgments, queue
+from curator.importing.prompts import SURROGATE
 from curator.judgments import Said
 from curator.models import Candidate, Judgment, Pair, Prompt, Purpose, Round, Verdict
 from curator.seat import Seat
@@ -71,13 +72,14 @@ def history(
 
 
 def _holds(text: str, left: Any, right: Any) -> ColumnElement[bool]:
+    """Whether a turn, a reply or the note holds a text, in any case of letters."""
+    text = SURROGATE.sub("\ufffd", text)
     pattern = "%" + text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
-    return or_(
-        *(
-            column.ilike(pattern, escape="\\")
-            for column in (type_coerce(col(Prompt.messages), Text), left, right, col(Judgment.note))
-        )
-    )
+    turn = func.json_each(type_coerce(col(Prompt.messages), Text)).table_valued("value")
+    content = func.json_extract(turn.c.value, "$.content")
+    in_turn = exists().select_from(turn).where(content.ilike(pattern, escape="\\"))
+    replies = (column.ilike(pattern, escape="\\") for column in (left, right, col(Judgment.note)))
+    return or_(in_turn, *replies)
 
 
 def _judged(
@@ -94,16 +96,19 @@ def _judged(
         about=prompt.content_label or "",
         client=client,
         judged_at=judgment.created_at,
-        fast=faster_than_readable(judgment.elapsed_ms, client, left, right),
+        fast=faster_than_readable(judgment, client, left, right),
     )
 
 
-def faster_than_readable(elapsed_ms: int | None, *texts: str) -> bool:
-    """Tell whether a pick came sooner than its texts can be read. Marked, never blocked."""
-    if elapsed_ms is None:
+def faster_than_readable(judgment: Judgment, *texts: str) -> bool:
+    """Tell whether a pick came sooner than its texts can be read. Marked, never blocked.
+
+    A pair that is judged again has been read before.
+    """
+    if judgment.elapsed_ms is None or judgment.revision > 1:
         return False
     words = sum(len(text.split()) for text in texts)
-    return elapsed_ms < words / FASTEST_WORDS_A_MINUTE * 60_000
+    return judgment.elapsed_ms < words / FASTEST_WORDS_A_MINUTE * 60_000
 
 
 # --- a sitting -----------------------------------------------------------------------------------
@@ -145,13 +150,12 @@ def sitting(seat: Seat) -> Sitting:
             prompt = session.get_one(Prompt, pair.prompt_id)
             texts = [m["content"] for m in prompt.messages[-1:]]
             texts += [session.get_one(Candidate, i).text for i in (pair.left_id, pair.right_id)]
-            fast += faster_than_readable(judgment.elapsed_ms, *texts)
-            if pair.purpose is Purpose.REPEAT and pair.repeat_of is not None:
-                first = judgments.newest_judgment(session, pair.repeat_of, judgment.annotator_id)
-                if first is not None:
-                    again += 1
-                    same += Verdict(first.verdict) is _swapped(Verdict(judgment.verdict))
-    times = [datetime.fromisoformat(judgment.created_at) for judgment, _ in rows]
+            fast += faster_than_readable(judgment, *texts)
+            first = _first_showing(session, judgment, pair)
+            if first is not None:
+                again += 1
+                same += Verdict(first.verdict) is _swapped(Verdict(judgment.verdict))
+    ended = datetime.fromisoformat(rows[-1][0].created_at if rows else seat.began)
     return Sitting(
         verdicts=dict(Counter(str(judgment.verdict) for judgment, _ in stands)),
         taken_back=sum(judgment.verdict is Verdict.RETRACTED for judgment, _ in rows),
@@ -161,8 +165,26 @@ def sitting(seat: Seat) -> Sitting:
         fast=fast,
         again_same=same,
         again=again,
-        minutes=(times[-1] - times[0]).total_seconds() / 60 if times else 0.0,
+        minutes=(ended - datetime.fromisoformat(seat.began)).total_seconds() / 60,
     )
+
+
+def _first_showing(session: Session, judgment: Judgment, pair: Pair) -> Judgment | None:
+    """Return what stood for a repeat's first showing when it was judged; none: not comparable."""
+    if pair.purpose is not Purpose.REPEAT or judgment.verdict is Verdict.SKIP:
+        return None
+    first = session.exec(
+        select(Judgment)
+        .where(
+            Judgment.pair_id == pair.repeat_of,
+            Judgment.annotator_id == judgment.annotator_id,
+            col(Judgment.sequence) < judgment.sequence,
+        )
+        .order_by(col(Judgment.revision).desc())
+        .limit(1)
+    ).first()
+    stood = first is not None and first.verdict not in (Verdict.RETRACTED, Verdict.SKIP)
+    return first if stood else None
 
 
 def _swapped(verdict: Verdict) -> Verdict:

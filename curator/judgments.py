@@ -111,7 +111,7 @@ def add_judgment(
     judgment.chain = link(last[1] if last else "", judgment.digest)
     session.add(judgment)
     session.merge(Setting(name=_head(annotator), value=f"{judgment.sequence} {judgment.chain}"))
-    if said.verdict is Verdict.RETRACTED:
+    if said.verdict is Verdict.RETRACTED or (said.verdict is Verdict.SKIP and earlier):
         # For everybody: the pair may be anybody's next one again.
         session.exec(
             update(Bookmark)
@@ -236,14 +236,31 @@ def standing() -> ColumnElement[bool]:
     return and_(col(Judgment.verdict) != Verdict.RETRACTED, ~superseded)
 
 
-def last_standing(session: Session, annotator_id: int) -> Judgment | None:
-    """Return what undo would take back: the annotator's latest standing judgment."""
-    return session.exec(
+def last_standing(session: Session, annotator_id: int, sitting: str) -> Judgment | None:
+    """Return what undo would take back: the annotator's latest standing judgment.
+
+    Of this sitting while there is one: another window of theirs has an undo of its own.
+    """
+    latest = (
         select(Judgment)
         .where(Judgment.annotator_id == annotator_id, standing())
         .order_by(col(Judgment.sequence).desc())
         .limit(1)
+    )
+    mine = session.exec(latest.where(Judgment.sitting == sitting)).first()
+    return mine or session.exec(latest).first()
+
+
+def before(session: Session, judgment: Judgment) -> Judgment | None:
+    """Return what the same annotator said of the same pair before, unless that was taken back."""
+    earlier = session.exec(
+        select(Judgment).where(
+            Judgment.pair_id == judgment.pair_id,
+            Judgment.annotator_id == judgment.annotator_id,
+            Judgment.revision == judgment.revision - 1,
+        )
     ).first()
+    return earlier if earlier and earlier.verdict is not Verdict.RETRACTED else None
 
 
 def verdict_counts(session: Session) -> dict[tuple[int, str, str], int]:

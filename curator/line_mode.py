@@ -123,13 +123,22 @@ class LineMode:
             )
             self.say(f"was: {name}")
             self.said, self.rewrite = pair.earlier, pair.rewrite
+        if pair.before is not None:
+            self.say(f"before that: {pair.before.verdict}")
+        if pair.by_another:
+            self.say("another person has judged it")
+        for name in pair.drafts:
+            self.say(f"begun earlier and kept: {name.replace('_', ' of ')}")
         self.shown_at, self.shown_clock = now(), time.monotonic()
 
     def paragraph(self, name: str, text: str) -> None:
-        """Print a text under a name, with its length and hidden characters."""
+        """Print a text under a name, with its length and hidden characters.
+
+        Its further lines stand in from the edge: no text can look like another speaker's.
+        """
         hidden = hidden_count(text)
         facts = f"{len(text.split())} words" + (f", {hidden} hidden characters" if hidden else "")
-        self.say(f"{name} ({facts}): {text}")
+        self.say(f"{name} ({facts}): {text}".replace("\n", "\n    "))
 
     def settle(self) -> None:
         """Tell of a run that has ended."""
@@ -149,7 +158,8 @@ class LineMode:
             self.say("there is nothing to judge.")
             return
         judge = self.workspace.config.judge
-        if judge.red_flags and self.pair.has_risk and verdict is not Verdict.SKIP:
+        asked = judge.red_flags and self.pair.has_risk and verdict is not Verdict.SKIP
+        if asked and not self.said.red_flags:
             self.ask_red_flags()
         said = replace(self.said, verdict=verdict, strength=strength, rewrite_id=None)
         if self.retry is None or self.retry[0] != said:
@@ -227,11 +237,19 @@ class LineMode:
         """Read the better reply, up to a line with a full stop alone."""
         if self.pair is None:
             return
+        draft = self.pair.drafts.get(f"rewrite_{side.value}")
+        if draft:
+            self.paragraph("begun earlier", draft)
         self.say("write the reply; a line with a full stop alone ends it.")
-        text = []
+        lines = []
         while (line := self.ask("")) != ".":
-            text.append(line)
-        self.rewrite = Rewrite(side, "\n".join(text))
+            lines.append(line)
+        text = "\n".join(lines).strip()
+        if text in ("", self.pair.left.strip(), self.pair.right.strip()):
+            self.rewrite = None
+            self.say("no rewrite goes with your pick: it says what a reply says, or nothing.")
+            return
+        self.rewrite = Rewrite(side, text)
         self.say("now judge the two as they are: your rewrite is kept with your pick.")
 
     # --- going about ---------------------------------------------------------------------------

@@ -18,10 +18,12 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     ForeignKey,
+    Index,
     Integer,
     LargeBinary,
     Text,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
@@ -283,7 +285,14 @@ class Pair(Table, table=True):
     __table_args__ = _table(
         CheckConstraint("left_id <> right_id", name="two_candidates"),
         UniqueConstraint("round_id", "position", name="one_place"),
-    )
+        # The few pairs for one annotator alone, found without reading the many for everybody: a
+        # full index would not be used, nearly every value being null.
+        Index(
+            "pair_of_annotator", "annotator_id", "repeat_of", "purpose",
+            sqlite_where=text("annotator_id IS NOT NULL"),
+            postgresql_where=text("annotator_id IS NOT NULL"),
+        ),
+    )  # fmt: skip
     id: int | None = _key()
     uuid: str = _made(new_uuid, unique=True)
     prompt_id: int = _link("prompt.id", index=True)

@@ -17,7 +17,6 @@ from sqlmodel import Session, col, delete, select
 from curator.judgments import standing
 from curator.models import (
     Annotator,
-    AnnotatorKind,
     Bookmark,
     Draft,
     Judgment,
@@ -27,9 +26,9 @@ from curator.models import (
     Round,
     Verdict,
 )
-from curator.pairing import side_seed
 
-LEASE_SECONDS = 15 * 60
+# A sitting that ended gives its pair back at the next seat taken; this is for where that fails.
+LEASE_SECONDS = 2 * 60 * 60
 # Room between two pairs of a queue, for repeats that come back later.
 POSITION_STEP = 1_000
 # A repeat comes back after 12 to 31 other judgments: drawn, so that nobody counts along.
@@ -109,22 +108,32 @@ def _mine(annotator: Annotator) -> ColumnElement[bool]:
 
 
 def _waiting(annotator: Annotator) -> ColumnElement[bool]:
-    """Whether a repeat is not due yet: too few judgments lie between it and its first time."""
-    newest = (
-        select(func.max(Judgment.sequence))
-        .where(Judgment.annotator_id == annotator.id)
+    """Whether a repeat is not due yet: too few pairs lie between it and its first time.
+
+    Pairs are counted, by their first judgment; notes and changes of mind are no distance.
+    """
+    later = aliased(Judgment)
+    between = (
+        select(func.count())
+        .where(
+            col(later.annotator_id) == annotator.id,
+            col(later.sequence) > col(Judgment.sequence),
+            col(later.revision) == 1,
+        )
+        .correlate(Judgment)
         .scalar_subquery()
     )
     due = exists().where(
         col(Judgment.pair_id) == col(Pair.repeat_of),
         col(Judgment.annotator_id) == annotator.id,
         standing(),
-        col(Judgment.sequence) + FEWEST_BETWEEN + col(Pair.side_seed) % SPREAD_BETWEEN < newest,
+        between >= FEWEST_BETWEEN + col(Pair.side_seed) % SPREAD_BETWEEN,
     )
     return and_(col(Pair.purpose) == Purpose.REPEAT, ~due)
 
 
-def _leased(sitting: str) -> ColumnElement[bool]:
+def leased(sitting: str) -> ColumnElement[bool]:
+    """Whether a pair is on the screen of another sitting."""
     return exists().where(
         col(Lease.pair_id) == col(Pair.id),
         col(Lease.sitting) != sitting,
@@ -149,11 +158,14 @@ def next_pair(session: Session, annotator: Annotator, sitting: str) -> Pair | No
             Pair.annotator_id == annotator.id,
             Pair.purpose == Purpose.CALIBRATION,
             ~_judged(annotator),
+            ~leased(sitting),
         )
         .order_by(col(Pair.position))
         .limit(1)
     ).first()
     if calibration is not None:
+        assert calibration.id is not None
+        lease(session, calibration.id, annotator.id, sitting)
         return calibration
     rounds = session.exec(select(Round.id).order_by(col(Round.number).desc())).all()
     for round_id in filter(None, rounds):
@@ -174,7 +186,7 @@ def next_pair(session: Session, annotator: Annotator, sitting: str) -> Pair | No
         set_bookmark(session, annotator.id, round_id, end)
         if first is None:
             continue
-        free = session.exec(unjudged.where(~_waiting(annotator), ~_leased(sitting))).first()
+        free = session.exec(unjudged.where(~_waiting(annotator), ~leased(sitting))).first()
         if free is not None:
             assert free.id is not None
             lease(session, free.id, annotator.id, sitting)
@@ -198,6 +210,26 @@ def lease(session: Session, pair_id: int, annotator_id: int, sitting: str) -> No
     }
     statement = insert(Lease).values(values)
     session.exec(statement.on_conflict_do_update(index_elements=["pair_id"], set_=values))
+
+
+def on_another_screen(session: Session, pair: Pair, sitting: str) -> bool:
+    """Tell whether another sitting holds a pair."""
+    held = select(Pair.id).where(Pair.id == pair.id, leased(sitting))
+    return session.exec(held).first() is not None
+
+
+def judged_by_another(session: Session, pair: Pair, annotator: Annotator) -> bool:
+    """Tell whether a training pair has a standing judgment, no skip, of another of this kind."""
+    others = select(Annotator.id).where(
+        Annotator.kind == annotator.kind, Annotator.id != annotator.id
+    )
+    found = select(Judgment.id).where(
+        Judgment.pair_id == pair.id,
+        col(Judgment.verdict) != Verdict.SKIP,
+        col(Judgment.annotator_id).in_(others),
+        standing(),
+    )
+    return pair.purpose is Purpose.TRAIN and session.exec(found.limit(1)).first() is not None
 
 
 def holders(session: Session) -> list[str]:
@@ -225,12 +257,19 @@ def pair_at(session: Session, annotator: Annotator, round_id: int, number: int) 
 
 
 def neighbour(session: Session, annotator: Annotator, pair: Pair, step: int) -> Pair | None:
-    """Return the pair before (`step` -1) or after (+1) another in its round, judged or not."""
+    """Return the pair before (`step` -1) or after (+1) another in its round, judged or not.
+
+    A repeat is met once it was judged: just behind its first time it would be known again.
+    """
+    judged = exists().where(
+        col(Judgment.pair_id) == col(Pair.id), col(Judgment.annotator_id) == annotator.id
+    )
+    met = or_(col(Pair.purpose) != Purpose.REPEAT, judged)
     beside = col(Pair.position) > pair.position if step > 0 else col(Pair.position) < pair.position
     order = col(Pair.position) if step > 0 else col(Pair.position).desc()
     return session.exec(
         select(Pair)
-        .where(Pair.round_id == pair.round_id, beside, _mine(annotator), ~_waiting(annotator))
+        .where(Pair.round_id == pair.round_id, beside, _mine(annotator), met)
         .order_by(order)
         .limit(1)
     ).first()
@@ -244,7 +283,8 @@ def number_of(pair: Pair) -> int:
 def judged_in_round(session: Session, round_id: int, annotator: Annotator) -> int:
     """Return how many pairs of a round for everybody need this annotator no more.
 
-    Counted from the judgments, of which there are far fewer than pairs may be.
+    Counted from the judgments, of which there are far fewer than pairs may be. A pair judged as
+    its calibration copy counts as well.
     """
     same_kind = select(Annotator.id).where(Annotator.kind == annotator.kind)
     mine = col(Judgment.annotator_id) == annotator.id
@@ -261,116 +301,18 @@ def judged_in_round(session: Session, round_id: int, annotator: Annotator) -> in
             standing(),
         )
     )
-    return session.exec(judged).one()
-
-
-# --- repeats and calibration ------------------------------------------------------------------
-
-
-def maybe_repeat(session: Session, pair: Pair, annotator: Annotator, share: float) -> Pair | None:
-    """Have a pair just judged come back later with its sides swapped, by a seeded draw.
-
-    The draw is settled by pair and annotator: judging again changes nothing.
-    """
-    draw = random.Random(f"{pair.uuid} {annotator.uuid}").random()
-    if pair.purpose is not Purpose.TRAIN or draw >= share:
-        return None
-    there = select(Pair).where(
-        Pair.annotator_id == annotator.id, Pair.repeat_of == pair.id, Pair.purpose == Purpose.REPEAT
-    )
-    if session.exec(there).first() is not None:
-        return None
-    repeat = _copy(session, pair, annotator, Purpose.REPEAT, swapped=True)
-    assert annotator.id is not None
-    bookmark = session.get(Bookmark, (annotator.id, pair.round_id))
-    if bookmark is not None and bookmark.position >= repeat.position:
-        bookmark.position = repeat.position - 1  # an earlier pair was judged again
-    return repeat
-
-
-def drop_repeat(session: Session, pair: Pair, annotator: Annotator) -> None:
-    """Take a repeat that was not judged yet out of the queue, its pair having been taken back."""
-    never = ~exists().where(col(Judgment.pair_id) == col(Pair.id))
-    repeat = session.exec(
-        select(Pair).where(
+    copies = session.exec(
+        select(Pair.id, Pair.repeat_of).where(
             Pair.annotator_id == annotator.id,
-            Pair.repeat_of == pair.id,
-            Pair.purpose == Purpose.REPEAT,
-            never,
+            Pair.purpose == Purpose.CALIBRATION,
+            Pair.round_id == round_id,
+            exists().where(col(Judgment.pair_id) == col(Pair.id), mine, standing()),
         )
-    ).first()
-    if repeat is not None:
-        session.exec(delete(Lease).where(col(Lease.pair_id) == repeat.id))
-        session.delete(repeat)
-
-
-def add_calibration(session: Session, annotator: Annotator, count: int) -> int:
-    """Give a newcomer the first pairs of the first round to judge before all others.
-
-    A newcomer is a person without a judgment where another person has judged one of these. The
-    copies yield no preferences, so that nothing is trained on twice. Returns how many there are.
-    """
-    if annotator.kind is not AnnotatorKind.HUMAN or count == 0:
-        return 0
-    if session.exec(
-        select(Judgment.id).where(Judgment.annotator_id == annotator.id).limit(1)
-    ).first():
-        return 0
-    first = session.exec(select(Round).order_by(col(Round.number)).limit(1)).first()
-    if (
-        first is None
-        or session.exec(select(Pair.id).where(Pair.annotator_id == annotator.id).limit(1)).first()
-    ):
-        return 0
-    pairs = session.exec(
-        select(Pair)
-        .where(
-            Pair.round_id == first.id,
-            Pair.purpose == Purpose.TRAIN,
-            col(Pair.position) <= count * POSITION_STEP,
-        )
-        .order_by(col(Pair.position))
     ).all()
-    people = select(Annotator.id).where(Annotator.kind == AnnotatorKind.HUMAN)
-    begun = session.exec(
-        select(Judgment.id)
-        .where(
-            col(Judgment.pair_id).in_([pair.id for pair in pairs]),
-            col(Judgment.annotator_id).in_(people),
-        )
-        .limit(1)
-    ).first()
-    if begun is None:
-        return 0
-    for pair in pairs:
-        _copy(session, pair, annotator, Purpose.CALIBRATION, swapped=False)
-    return len(pairs)
-
-
-def _copy(
-    session: Session, pair: Pair, annotator: Annotator, purpose: Purpose, swapped: bool
-) -> Pair:
-    """Add a pair's copy for one annotator, at the next free place behind it."""
-    taken = session.exec(
-        select(func.max(Pair.position)).where(
-            Pair.round_id == pair.round_id,
-            col(Pair.position) >= pair.position,
-            col(Pair.position) < pair.position + POSITION_STEP,
+    sources = [source for _, source in copies]
+    counted = session.exec(
+        select(func.count(func.distinct(Judgment.pair_id))).where(
+            col(Judgment.pair_id).in_(sources), or_(mine, by_another), standing()
         )
     ).one()
-    sides = (pair.right_id, pair.left_id) if swapped else (pair.left_id, pair.right_id)
-    copy = Pair(
-        prompt_id=pair.prompt_id,
-        left_id=sides[0],
-        right_id=sides[1],
-        side_seed=side_seed(pair.side_seed, str(purpose), annotator.uuid),
-        purpose=purpose,
-        repeat_of=pair.id,
-        annotator_id=annotator.id,
-        round_id=pair.round_id,
-        position=taken + 1,
-        distance=pair.distance,
-    )
-    session.add(copy)
-    session.flush()
-    return copy
+    return session.exec(judged).one() + len(sources) - counted

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from curator.errors import BadConfig
+from curator.safe_text import HIDDEN
 
 FILE = "rubric.json"
 DIRECTIONS = ("good", "over_agreeable", "over_corrected")
@@ -70,8 +71,12 @@ def load_rubric(path: Path) -> Rubric:
         raise BadConfig(f"{path}: {error.strerror}.") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadConfig(f"{path} is no rubric ({error}). See data/rubric.json for one.") from None
-    for what in ("tag", "key"):
-        seen = [getattr(tag, what) for tag in rubric.tags]
+    for what, everything in (
+        ("tag", rubric.tags),
+        ("key", rubric.tags),
+        ("flag", rubric.red_flags),
+    ):
+        seen = [getattr(each, what) for each in everything]
         twice = sorted({each for each in seen if seen.count(each) > 1})
         if twice:
             raise BadConfig(f"{path}: the {what} {twice[0]!r} stands twice.")
@@ -82,6 +87,8 @@ def _text(values: dict[str, Any], name: str) -> str:
     value = values[name]
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{name} is no text")
+    if HIDDEN.search(value) or "\n" in value:
+        raise ValueError(f"{name} holds a line's end or a character that is not seen")
     return value
 
 

@@ -14,8 +14,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from sqlmodel import Session, col, delete, select
 
-from curator import db, judgments, queue, store
-from curator.errors import BadData, CannotWrite
+from curator import db, judgments, queue, repeats, store
+from curator.errors import BadData, Busy, CannotWrite, CuratorError
 from curator.importing.prompts import SURROGATE
 from curator.judgments import Said
 from curator.models import (
@@ -70,8 +70,12 @@ class Shown:
     """What this annotator said of it before, if it came back by undo or was gone to."""
     rewrite: Rewrite | None = None
     """The rewrite that went with what was said before."""
+    before: Said | None = None
+    """What was said before that, where undo took a change of mind back."""
     drafts: Mapping[str, str] = field(default_factory=dict)
     """Writing that was begun and not saved, by name."""
+    by_another: bool = False
+    """Whether another annotator has judged it, so that it needs nobody."""
 
     @property
     def has_risk(self) -> bool:
@@ -97,6 +101,7 @@ class Seat:
         self.annotator = annotator
         self.sitting = sitting
         self.rubric = workspace.rubric
+        self.began = now()
         self._lock = _sitting_lock(workspace, sitting)
 
     # --- pairs ---------------------------------------------------------------------------------
@@ -125,7 +130,10 @@ class Seat:
             return self._held(session, queue.neighbour(session, self.annotator, pair, step))
 
     def open(self, pair_id: int) -> Shown | None:
-        """Return a pair of one's history, to be judged again."""
+        """Return a pair of one's history, to be judged again.
+
+        This and going to a pair raise Busy while it is on another screen.
+        """
         with db.writing(self.workspace.engine) as session:
             return self._held(session, session.get(Pair, pair_id))
 
@@ -145,9 +153,14 @@ class Seat:
         """Add the judgment; return the next pair, or without `advance` the same one.
 
         `uuid` makes a retry harmless. Raises BadData for a rewrite that cannot be kept.
+        Writing that did not go into the judgment stays a draft.
         """
+        if said.note is not None:
+            said = replace(said, note=SURROGATE.sub("\ufffd", said.note))
         with db.writing(self.workspace.engine) as session:
-            pair = session.get_one(Pair, pair_id)
+            pair = session.get(Pair, pair_id)
+            if pair is None:
+                raise CuratorError("that pair is gone: it was taken back in another window.")
             done = session.exec(select(Judgment.id).where(Judgment.uuid == uuid)).first()
             if rewrite is not None and done is None:
                 said = replace(said, rewrite_id=self._add_rewrite(session, pair, rewrite))
@@ -161,26 +174,30 @@ class Seat:
                 shown_at=shown_at,
                 elapsed_ms=elapsed_ms,
             )
-            session.exec(delete(Draft).where(*self._drafts_of(pair_id)))
+            used = ["note"] if said.note is not None else []
+            used += [f"rewrite_{rewrite.side.value}"] if rewrite is not None else []
+            session.exec(delete(Draft).where(*self._drafts_of(pair_id), col(Draft.field).in_(used)))
             if said.verdict is not Verdict.SKIP:
                 share = self.workspace.config.judge.repeat_share
-                queue.maybe_repeat(session, pair, self.annotator, share)
+                repeats.maybe_repeat(session, pair, self.annotator, share)
             return self._next(session) if advance else self._shown(session, pair, said)
 
     def undo(self) -> Shown | None:
         """Take back the latest standing judgment; return its pair, or None: nothing to undo."""
         with db.writing(self.workspace.engine) as session:
             assert self.annotator.id is not None
-            last = judgments.last_standing(session, self.annotator.id)
+            last = judgments.last_standing(session, self.annotator.id, self.sitting)
             if last is None:
                 return None
             pair = session.get_one(Pair, last.pair_id)
+            before = judgments.before(session, last)
             judgments.add_judgment(
                 session, pair, self.annotator, Said(Verdict.RETRACTED), sitting=self.sitting
             )
-            queue.drop_repeat(session, pair, self.annotator)
+            repeats.drop_repeat(session, pair, self.annotator, self.sitting)
             queue.lease(session, last.pair_id, self.annotator.id, self.sitting)
-            return self._shown(session, pair, judgments.said(last))
+            shown = self._shown(session, pair, judgments.said(last))
+            return replace(shown, before=judgments.said(before) if before else None)
 
     def save_draft(self, pair_id: int, name: str, text: str) -> None:
         """Keep writing that is not saved yet; an empty text drops it."""
@@ -209,18 +226,24 @@ class Seat:
             queue.lease(session, pair_id, self.annotator.id, self.sitting)
 
     def leave(self) -> None:
-        """Give back the pair this sitting holds."""
-        with db.writing(self.workspace.engine) as session:
+        """Give back the pair this sitting holds.
+
+        Where the database cannot be written now, the next seat taken gives it back.
+        """
+        with contextlib.suppress(CuratorError), db.writing(self.workspace.engine) as session:
             queue.release(session, self.sitting)
         self._lock.release()
         with contextlib.suppress(OSError):
             Path(self._lock.lock_file).unlink(missing_ok=True)
 
     def describe(self, role: str | None, orientation: str | None) -> None:
-        """Keep what the annotator says of themselves; both may stay empty."""
+        """Keep what the annotator says of themselves; what is empty stays as it was."""
         with db.writing(self.workspace.engine) as session:
             annotator = session.get_one(Annotator, self.annotator.id)
-            annotator.role, annotator.orientation = role, orientation
+            annotator.role = SURROGATE.sub("\ufffd", role or "") or annotator.role
+            annotator.orientation = (
+                SURROGATE.sub("\ufffd", orientation or "") or annotator.orientation
+            )
         self.annotator = annotator
 
     def is_new(self) -> bool:
@@ -250,6 +273,8 @@ class Seat:
         if pair is None:
             return None
         assert pair.id is not None and self.annotator.id is not None
+        if queue.on_another_screen(session, pair, self.sitting):
+            raise Busy("that pair is on another screen just now; go to it later.")
         queue.lease(session, pair.id, self.annotator.id, self.sitting)
         newest = judgments.newest_judgment(session, pair.id, self.annotator.id)
         stands = newest is not None and newest.verdict is not Verdict.RETRACTED
@@ -264,9 +289,9 @@ class Seat:
         replied = pair.left_id if rewrite.side is Verdict.LEFT else pair.right_id
         both = [session.get_one(Candidate, i).text.strip() for i in (pair.left_id, pair.right_id)]
         if not text:
-            raise BadData("the rewrite is empty. Write a reply, or leave it with escape.")
+            raise BadData("the rewrite is empty. Write a reply, or take the rewrite off.")
         if text in both:
-            raise BadData("the rewrite says what a reply says already. Change it, or leave it.")
+            raise BadData("the rewrite says what a reply says already. Change it, or take it off.")
         reason = too_long(text)
         if reason:
             raise BadData(f"the rewrite has {reason}.")
@@ -307,6 +332,7 @@ class Seat:
             earlier=earlier,
             rewrite=rewrite,
             drafts={draft.field: draft.text for draft in drafts},
+            by_another=queue.judged_by_another(session, pair, self.annotator),
         )
 
 
@@ -321,12 +347,13 @@ def take_seat(
     A newcomer is given the calibration pairs to begin with. Pairs that a crashed sitting held are
     given back, so that its annotator goes on where it ended.
     """
+    name = SURROGATE.sub("\ufffd", name)
     with db.writing(workspace.engine) as session:
         annotator = store.get_annotator(session, name, kind)
         for other in queue.holders(session):
             if other != sitting and not _sits(workspace, other):
                 queue.release(session, other)
-        queue.add_calibration(session, annotator, workspace.config.judge.calibration)
+        repeats.add_calibration(session, annotator, workspace.config.judge.calibration)
         return Seat(workspace, annotator, sitting)
 
 
@@ -354,14 +381,3 @@ def _sits(workspace: Workspace, sitting: str) -> bool:
         return True
     path.unlink(missing_ok=True)
     return False
-
-
-def people(workspace: Workspace) -> list[str]:
-    """Return the names of those who have judged here, the latest first."""
-    with db.reading(workspace.engine) as session:
-        names = session.exec(
-            select(Annotator.name)
-            .where(Annotator.kind == AnnotatorKind.HUMAN)
-            .order_by(col(Annotator.id).desc())
-        )
-        return list(names.all())

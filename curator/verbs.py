@@ -1,6 +1,6 @@
 """What can be said at the judge's seat, and the key for each: one list for app and line mode.
 
-A key is one character, or a name such as `f5` or `ctrl+n`; curator.toml's [keys] changes them.
+A key is one character, or `f2` to `f12`, `space`, `ctrl+n`; curator.toml's [keys] changes them.
 """
 
 from __future__ import annotations
@@ -9,9 +9,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-# Taken by every screen: leave, and the command palette.
-RESERVED = ("ctrl+c", "ctrl+q", "ctrl+p", "ctrl+z", "escape", "enter", "tab")
-NAMED_KEY = re.compile(r"((ctrl|shift|alt)\+)*([a-z0-9]|f\d{1,2}|[a-z]+(_[a-z]+)*)")
+# Taken by every screen: leave, the command palette, suspend, the guideline; and what a terminal
+# sends for tab, enter, backspace and escape.
+RESERVED = (
+    "ctrl+c", "ctrl+q", "ctrl+p", "ctrl+z", "f1",
+    "ctrl+i", "ctrl+m", "ctrl+j", "ctrl+h", "escape", "enter", "tab",
+)  # fmt: skip
+NAMED_KEY = re.compile(r"ctrl\+[a-z]|f[1-9]|f1[0-2]|space")
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,8 @@ def with_keys(keys: Mapping[str, str]) -> tuple[Verb, ...]:
         plain = len(key) == 1 and key.isprintable() and not key.isspace() and key != ","
         if key in RESERVED or not (plain or NAMED_KEY.fullmatch(key)):
             raise ValueError(
-                f"keys.{name} is {key[:20]!r}; it is one character, or a name such as f5 or "
-                f"ctrl+n, and none of {', '.join(RESERVED)}."
+                f"keys.{name} is {key[:20]!r}; it is one character, f2 to f12, space or ctrl+ "
+                f"and a letter, and none of {', '.join(RESERVED)}."
             )
     verbs = tuple(replace(verb, key=keys.get(verb.name, verb.key)) for verb in VERBS)
     taken: dict[str, str] = {}

@@ -96,8 +96,8 @@ class CuratorApp(App[None]):
             name, role, orientation = who
             try:
                 if name and name != self.seat.annotator.name:
-                    self.seat.leave()
-                    self.seat = take_seat(self.workspace, name, new_uuid())
+                    before, self.seat = self.seat, take_seat(self.workspace, name, new_uuid())
+                    before.leave()
                     for screen in self.screen_stack:
                         if isinstance(screen, JudgeScreen):
                             screen.show_who()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from textual import on
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import Binding, BindingsMap, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.screen import ModalScreen, Screen
@@ -114,8 +114,11 @@ class PracticeScreen(Screen[None]):
         self.query_one("#left", Reply).show(LEFT)
         self.query_one("#right", Reply).show(RIGHT)
         self.say("Try the keys. enter: begin.")
-        for verb in self.app.verbs:
-            self._bindings.bind(verb.key, f"verb('{verb.name}')", show=False)
+        bindings = BindingsMap(
+            Binding(verb.key, f"verb('{verb.name}')", verb.says, show=False)
+            for verb in self.app.verbs
+        )
+        self._bindings = BindingsMap.merge([bindings, self._bindings])
 
     def on_resize(self) -> None:
         self.set_class(self.size.width < 100, "narrow")

@@ -34,7 +34,8 @@ enter: the next pair, or the next step · ctrl+p: everything by name
 up, down, tab: scroll · f1: how to judge, from anywhere
 
 Every judgment is on the disk before "saved" shows.
-A tie, both bad and skip are kept, and never trained on."""
+A tie, both bad and skip are kept, and never trained on; a rewrite is,
+over both replies, whatever else you say of them but skip."""
 
 
 class HelpScreen(ModalScreen[None]):

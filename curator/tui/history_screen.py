@@ -12,6 +12,7 @@ from textual.content import Content
 from textual.screen import Screen
 from textual.widgets import DataTable, Input, Static
 
+from curator.errors import CuratorError
 from curator.history import MOST_ROWS, Judged, history
 from curator.safe_text import HIDDEN, one_line
 from curator.tui.widgets import HeaderBar, KeyBar, KeyHint
@@ -70,7 +71,10 @@ class HistoryScreen(Screen[int | None]):
         """Read the judgments that pass the filters."""
         seat = self.app.seat
         text = self.query_one(Input).value
-        self.rows = history(seat, self.verdict, self.flagged, text)
+        try:
+            self.rows = history(seat, self.verdict, self.flagged, text)
+        except CuratorError as error:
+            self.app.complain(error)
         table = self.query_one(DataTable)
         table.clear()
         for row in self.rows:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.text import Text
 from textual.app import ComposeResult
@@ -23,7 +23,8 @@ from curator.errors import CuratorError
 from curator.judgments import Said
 from curator.models import Verdict, new_uuid, now
 from curator.safe_text import one_line, visible
-from curator.seat import Rewrite, Shown
+from curator.seat import Shown
+from curator.tui.beside import Beside
 from curator.tui.messages import RunChanged
 from curator.tui.widgets import Conversation, HeaderBar, KeyBar, KeyHint, Replies, Reply, RunStrip
 from curator.verbs import VERBS, Verb
@@ -51,25 +52,6 @@ def key_hints(verbs: tuple[Verb, ...]) -> list[KeyHint]:
     return [KeyHint(v.key, v.says, v.short, f"verb('{v.name}')") for v in verbs]
 
 
-@dataclass(frozen=True)
-class Beside:
-    """What is said beside a verdict, gathered until it is given."""
-
-    tags_left: tuple[str, ...] = ()
-    tags_right: tuple[str, ...] = ()
-    note: str | None = None
-    flagged: bool = False
-    rewrite: Rewrite | None = None
-    red_flags: dict[str, bool] | None = None
-
-    def said(self, verdict: Verdict, strength: int | None) -> Said:
-        """Return it with the verdict."""
-        return Said(
-            verdict, strength, tags_left=self.tags_left, tags_right=self.tags_right,
-            note=self.note, flagged=self.flagged, red_flags=self.red_flags or {},
-        )  # fmt: skip
-
-
 class JudgeScreen(Screen[None]):
     """Judging, pair after pair, while a run may be under way."""
 
@@ -84,6 +66,8 @@ class JudgeScreen(Screen[None]):
         super().__init__()
         self.pair: Shown | None = None
         self.beside = Beside()
+        self.besides: dict[int, Beside] = {}
+        """What was said beside no verdict yet, by pair, for when one comes back to it."""
         self.saved: Said | None = None
         """What was said of the pair on the screen, once it is kept and still shown."""
         self.retry: tuple[Said, str] | None = None
@@ -91,6 +75,7 @@ class JudgeScreen(Screen[None]):
         self.shown_clock = 0.0
         self.step = NextStep(None, "")
         self.auto_allowed = False
+        self.begun = False
 
     def compose(self) -> ComposeResult:
         yield HeaderBar(id="header")
@@ -143,6 +128,11 @@ class JudgeScreen(Screen[None]):
         minutes = self.app.workspace.config.judge.break_minutes
         self.notice(f"another {minutes} minutes: a pause does the next pairs good.")
 
+    def on_screen_resume(self) -> None:
+        """Start the clock when the pair is first seen, not while a welcome lies over it."""
+        if not self.begun:
+            self.shown_at, self.shown_clock = now(), time.monotonic()
+
     def on_resize(self, event: Resize) -> None:
         self.set_class(event.size.width < NARROW, "narrow")
         self.set_class(event.size.height >= TALL, "tall")
@@ -159,7 +149,10 @@ class JudgeScreen(Screen[None]):
         self.beside = Beside()
         if pair is None:
             self.show_marks()
-            self.show_empty()
+            try:
+                self.show_empty()
+            except CuratorError as error:
+                self.notice(str(error), failed=True)
             return
         self.query_one(Conversation).show(pair.messages, pair.content_label, pair.risk_cue)
         self.query_one("#left", Reply).show(pair.left)
@@ -168,13 +161,20 @@ class JudgeScreen(Screen[None]):
             earlier = pair.earlier
             self.beside = Beside(
                 earlier.tags_left, earlier.tags_right, earlier.note, earlier.flagged,
-                pair.rewrite,
+                pair.rewrite, earlier.red_flags or None,
             )  # fmt: skip
             self.mark(earlier.verdict, "earlier")
-        if "note" in pair.drafts:
-            self.beside = replace(self.beside, note=pair.drafts["note"].strip() or None)
+        self.beside = self.besides.get(pair.pair_id, self.beside)
         self.show_marks()
         self.shown_at, self.shown_clock = now(), time.monotonic()
+
+    def say_beside(self, **what: Any) -> None:
+        """Keep something said beside the verdict, for as long as the pair is unjudged."""
+        assert self.pair is not None
+        self.beside = replace(self.beside, **what)
+        self.besides[self.pair.pair_id] = self.beside
+        self.show_marks()
+        self.amend()
 
     def show_marks(self) -> None:
         """Show what has been said beside the verdict so far."""
@@ -189,6 +189,8 @@ class JudgeScreen(Screen[None]):
             parts.append("a rewrite was begun")
         if beside.note:
             parts.append(f"note: {one_line(beside.note, 24)}")
+        elif self.pair is not None and "note" in self.pair.drafts:
+            parts.append("a note was begun")
         if beside.flagged:
             parts.append("⚑ flagged")
         text = " · ".join(parts)
@@ -228,8 +230,12 @@ class JudgeScreen(Screen[None]):
         line.update(Content.from_text(f" {visible(text)}" if text else "", markup=False))
 
     def refresh_progress(self) -> None:
-        """Show how far this annotator is."""
-        progress = self.app.seat.progress()
+        """Show how far this annotator is; where that cannot be read now, it stays as it was."""
+        try:
+            progress = self.app.seat.progress()
+        except CuratorError as error:
+            self.notice(str(error), failed=True)
+            return
         header = self.query_one(HeaderBar)
         header.round, header.pairs = progress.round, progress.pairs
         header.judged = progress.judged
@@ -242,7 +248,10 @@ class JudgeScreen(Screen[None]):
     # --- verbs ---------------------------------------------------------------------------------
 
     def action_verb(self, name: str) -> None:
-        """Do what a verb says, whichever key it is on."""
+        """Do what a verb says, whichever key it is on; nothing is judged that is not shown."""
+        self.begun = True
+        if self.has_class("too-small") and name not in ("leave", "help", "guideline"):
+            return
         if name in JUDGES:
             self.judge(*JUDGES[name], key=self.app.key_of(name))
             return
@@ -255,7 +264,8 @@ class JudgeScreen(Screen[None]):
         if self.pair is None:
             return
         judge = self.app.workspace.config.judge
-        if judge.red_flags and self.pair.has_risk and verdict != "skip":
+        asked = judge.red_flags and self.app.seat.rubric.red_flags
+        if asked and self.pair.has_risk and verdict != "skip":
             if self.beside.red_flags is None:
                 from curator.tui.judge_verbs import ask_red_flags
 
@@ -266,6 +276,8 @@ class JudgeScreen(Screen[None]):
     def save(self, said: Said, key: str) -> None:
         """Commit a judgment of the pair on the screen; only then say so."""
         assert self.pair is not None
+        if said == self.saved:
+            return  # a key held down, where the pair stays
         if self.retry is None or self.retry[0] != said:
             self.retry = (said, new_uuid())
         self.mark(said.verdict, "picked")
@@ -279,6 +291,7 @@ class JudgeScreen(Screen[None]):
         except CuratorError as error:
             self.notice(f"not saved (press {key} to try again): {error}", failed=True)
             return
+        self.besides.pop(self.pair.pair_id, None)
         self.count(self.pair)
         text = f"saved: {SAID[said.verdict.value, said.strength]}"
         family = self.app.family(self.pair.family)
@@ -294,10 +307,10 @@ class JudgeScreen(Screen[None]):
         """Count a judgment that is on the disk."""
         header = self.query_one(HeaderBar)
         header.saved_at = datetime.now()
-        again = self.saved is not None or pair.earlier is not None
+        again = self.saved is not None or pair.earlier is not None or pair.by_another
         if pair.round == header.round and pair.purpose in ("train", "duel") and not again:
             header.judged += 1
-        elif pair.earlier is not None:
+        elif pair.purpose != "repeat":
             self.refresh_progress()
         self.auto_allowed = self.app.auto_round
 
@@ -311,7 +324,9 @@ class JudgeScreen(Screen[None]):
         judged = self.query_one(HeaderBar).judged
         if judged != self.app.offer_after or self.app.run_watch is not None:
             return
-        if next_step(self.app.workspace, self.app.seat).action == "round":
+        with contextlib.suppress(CuratorError):
+            self.step = next_step(self.app.workspace, self.app.seat)
+        if self.step.action == "round":
             key = self.app.key_of("rounds")
             self.notice(
                 f"{judged} judged: enough for a first round. Press {key}, then enter; judge on."
@@ -334,13 +349,16 @@ class JudgeScreen(Screen[None]):
                 f"pair {pair.round}.{pair.number}; it is: {said}. Judge again to change it."
             )
         else:
-            self.notice(f"pair {pair.round}.{pair.number}")
+            other = "; another person has judged it" if pair.by_another else ""
+            self.notice(f"pair {pair.round}.{pair.number}{other}")
 
     # --- runs ----------------------------------------------------------------------------------
 
     def action_go_on(self) -> None:
-        """Show the next pair after one that stayed, or do what the empty queue suggests."""
-        if self.saved is not None:
+        """Try a failed save again, show the next pair, or do what the empty queue suggests."""
+        if self.retry is not None and self.pair is not None:
+            self.save(self.retry[0], "enter")
+        elif self.saved is not None:
             self.go_next()
         elif self.pair is None and self.step.action and self.app.run_watch is None:
             self.app.start_run(self.step.action)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from curator.errors import CuratorError
 from curator.models import Verdict
-from curator.seat import Rewrite
+from curator.safe_text import HIDDEN
+from curator.seat import Rewrite, Shown
 from curator.tui.panels import LinePanel, RedFlagsPanel, Tags, TagsPanel
 from curator.tui.rewrite_screen import RewriteScreen
 
@@ -38,7 +39,10 @@ def undo(screen: JudgeScreen) -> None:
             if (labels := screen.app.seat.rubric.labels(tags))
         ]
         rewritten = ["with a rewrite"] if pair.earlier.rewrite_id is not None else []
-        screen.notice(f"taken back; it was: {', '.join([said, *reasons, *rewritten])}")
+        text = f"taken back; it was: {', '.join([said, *reasons, *rewritten])}"
+        if pair.before is not None:
+            text += f"; before that: {SAID.get((str(pair.before.verdict), pair.before.strength))}"
+        screen.notice(text)
 
 
 def tags(screen: JudgeScreen) -> None:
@@ -48,9 +52,7 @@ def tags(screen: JudgeScreen) -> None:
 
     def keep(chosen: Tags | None) -> None:
         if chosen is not None and chosen != (screen.beside.tags_left, screen.beside.tags_right):
-            screen.beside = replace(screen.beside, tags_left=chosen[0], tags_right=chosen[1])
-            screen.show_marks()
-            screen.amend()
+            screen.say_beside(tags_left=chosen[0], tags_right=chosen[1])
 
     chosen = (screen.beside.tags_left, screen.beside.tags_right)
     side = 1 if screen.query_one("#right").has_focus else 0
@@ -64,7 +66,7 @@ def ask_red_flags(screen: JudgeScreen, then: Callable[[], None]) -> None:
         if answers is None:
             screen.notice("not judged: the questions are open.")
             return
-        screen.beside = replace(screen.beside, red_flags=answers)
+        screen.say_beside(red_flags=answers)
         then()
 
     screen.app.push_screen(RedFlagsPanel(screen.app.seat.rubric.red_flags), keep)
@@ -78,9 +80,8 @@ def note(screen: JudgeScreen) -> None:
 
     def keep(text: str | None) -> None:
         if text is not None and text != (screen.beside.note or ""):
-            screen.beside = replace(screen.beside, note=text or None)
-            screen.show_marks()
-            screen.amend()
+            screen.say_beside(note=text or None)
+        screen.show_marks()
 
     screen.app.push_screen(
         LinePanel(
@@ -93,25 +94,28 @@ def note(screen: JudgeScreen) -> None:
     )
 
 
-def _draft(screen: JudgeScreen, name: str, text: str) -> None:
-    """Keep writing that is not saved yet."""
+def _draft(screen: JudgeScreen, name: str, text: str) -> bool:
+    """Keep writing that is not saved yet; tell whether it is on the disk."""
     pair = screen.pair
     if pair is None:
-        return
+        return True
     try:
         screen.app.seat.save_draft(pair.pair_id, name, text)
-        screen.pair = replace(pair, drafts={**pair.drafts, name: text})
     except CuratorError as error:
         screen.app.complain(error)
+        return False
+    drafts = {**pair.drafts, name: text}
+    if not text:
+        del drafts[name]
+    screen.pair = replace(pair, drafts=drafts)
+    return True
 
 
 def flag(screen: JudgeScreen) -> None:
     """Flag the pair, or take the flag off."""
     if screen.pair is None:
         return
-    screen.beside = replace(screen.beside, flagged=not screen.beside.flagged)
-    screen.show_marks()
-    screen.amend()
+    screen.say_beside(flagged=not screen.beside.flagged)
 
 
 def rewrite_left(screen: JudgeScreen) -> None:
@@ -137,16 +141,24 @@ def _rewrite(screen: JudgeScreen, side: Verdict) -> None:
         if text is None:
             screen.show_marks()
             return
-        screen.beside = replace(screen.beside, rewrite=Rewrite(side, text))
-        screen.show_marks()
+        if HIDDEN.sub("", text).strip() in _nothing_new(pair):
+            _draft(screen, name, "")
+            screen.say_beside(rewrite=None)
+            screen.notice("no rewrite goes with your pick: it says what a reply says, or nothing.")
+            return
+        screen.say_beside(rewrite=Rewrite(side, text))
         if screen.saved is None:
             screen.notice("now judge the two as they are: your rewrite is kept with your pick.")
-        screen.amend()
 
     letter = "A" if side is Verdict.LEFT else "B"
     screen.app.push_screen(
         RewriteScreen(pair, letter, reply, text, lambda text: _draft(screen, name, text)), keep
     )
+
+
+def _nothing_new(pair: Shown) -> set[str]:
+    """Return the texts that are no rewrite: none, and what the replies say."""
+    return {"", *(HIDDEN.sub("", text).strip() for text in (pair.left, pair.right))}
 
 
 def go_to(screen: JudgeScreen) -> None:

@@ -197,9 +197,12 @@ class LinePanel(ModalScreen[str | None]):
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "cancel", show=False)]
 
     def __init__(
-        self, title: str, text: str, hint: str, on_draft: Callable[[str], None] | None = None
+        self, title: str, text: str, hint: str, on_draft: Callable[[str], bool] | None = None
     ) -> None:
-        """`on_draft` is called with what is written, at most once a second and at the end."""
+        """`on_draft` is called with what is written, at most once a second and at the end.
+
+        It tells whether it kept it; else it is asked again.
+        """
         super().__init__()
         self.text, self.heading, self.hint = text, title, hint
         self.on_draft = on_draft
@@ -218,9 +221,8 @@ class LinePanel(ModalScreen[str | None]):
     def draft(self) -> None:
         """Keep what is written so far, if it changed."""
         text = self.query_one(Input).value
-        if self.on_draft is not None and text != self.drafted:
+        if self.on_draft is not None and text != self.drafted and self.on_draft(text):
             self.drafted = text
-            self.on_draft(text)
 
     @on(Input.Changed)
     def inert(self, event: Input.Changed) -> None:

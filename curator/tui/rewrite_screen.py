@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
-from textual import on
+from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
@@ -22,6 +22,14 @@ KEYS = [
 ]
 
 
+class Editor(TextArea):
+    """A text area that takes no character a terminal could obey, wherever it comes from."""
+
+    async def _on_paste(self, event: events.Paste) -> None:
+        # Before the text area's own: a text set anew would move the cursor and forget its undo.
+        event.text = HIDDEN.sub("", event.text)
+
+
 class RewriteScreen(Screen[str | None]):
     """An editor on one reply. Closes with the text to keep, or None."""
 
@@ -32,9 +40,12 @@ class RewriteScreen(Screen[str | None]):
     ]
 
     def __init__(
-        self, pair: Shown, letter: str, reply: str, text: str, on_draft: Callable[[str], None]
+        self, pair: Shown, letter: str, reply: str, text: str, on_draft: Callable[[str], bool]
     ) -> None:
-        """`on_draft` is called with what is written, at most once in 0.8 s and at the end."""
+        """`on_draft` is called with what is written, at most once in 0.8 s and at the end.
+
+        It tells whether it kept it; else it is asked again.
+        """
         super().__init__()
         self.pair, self.letter = pair, letter
         self.reply = HIDDEN.sub("", reply)
@@ -44,7 +55,7 @@ class RewriteScreen(Screen[str | None]):
     def compose(self) -> ComposeResult:
         yield Conversation(id="conversation")
         yield Static(f"Write the reply you would want in place of {self.letter}.", id="question")
-        yield TextArea(self.text, id="editor", soft_wrap=True, tab_behavior="focus")
+        yield Editor(self.text, id="editor", soft_wrap=True, tab_behavior="focus")
         yield KeyBar(KEYS, id="keys")
 
     def on_mount(self) -> None:
@@ -58,9 +69,8 @@ class RewriteScreen(Screen[str | None]):
     def draft(self) -> None:
         """Keep what is written so far, if it changed."""
         text = self.query_one(TextArea).text
-        if text != self.drafted:
+        if text != self.drafted and self.on_draft(text):
             self.drafted = text
-            self.on_draft(text)
 
     @on(TextArea.Changed)
     def inert(self, event: TextArea.Changed) -> None:

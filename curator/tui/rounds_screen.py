@@ -11,6 +11,7 @@ from textual.content import Content
 from textual.screen import Screen
 from textual.widgets import DataTable, Static
 
+from curator.errors import CuratorError
 from curator.run_watch import sparkline
 from curator.tui.messages import RunChanged
 from curator.tui.widgets import HeaderBar, KeyBar, KeyHint
@@ -58,13 +59,17 @@ class RoundsScreen(Screen[None]):
 
     def fill(self) -> None:
         """Read everything anew."""
-        facts = status(self.app.workspace)
+        try:
+            facts = status(self.app.workspace)
+            judging = any(getattr(screen, "pair", None) for screen in self.app.screen_stack)
+            self.step = next_step(self.app.workspace, self.app.seat, unjudged=judging)
+        except CuratorError as error:
+            self.app.complain(error)
+            return
         table = self.query_one(DataTable)
         table.clear()
         for row in round_rows(facts):
             table.add_row(*(Text(cell) for cell in row))
-        judging = any(getattr(screen, "pair", None) for screen in self.app.screen_stack)
-        self.step = next_step(self.app.workspace, self.app.seat, unjudged=judging)
         text = "" if self.app.run_watch else self.step.text
         self.query_one("#next", Static).update(Content.from_text(text, markup=False))
         self.show_run()

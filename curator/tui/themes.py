@@ -27,7 +27,7 @@ CONTRAST = Theme(
         "block-cursor-background": "#ffff00", "block-cursor-foreground": "#000000",
         "block-cursor-blurred-background": "#000000", "block-cursor-blurred-foreground": "#ffffff",
         "input-cursor-background": "#ffffff", "input-cursor-foreground": "#000000",
-        "input-selection-background": "#ffff00 100%", "border": "#ffffff",
+        "input-selection-background": "#00308f 100%", "border": "#ffffff",
         "scrollbar": "#d8d8d8", "scrollbar-background": "#000000",
     },
 )  # fmt: skip

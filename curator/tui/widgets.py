@@ -92,18 +92,21 @@ class Conversation(VerticalScroll, can_focus=True):
         if hidden:
             line += Content(f" · {hidden} hidden characters").stylize("$error")
         self.query_one("#context", Static).update(line)
-        body = Content("")
-        for number, message in enumerate(messages):
-            last = number == len(messages) - 1
-            speaker = SPEAKERS.get(message["role"], message["role"])
-            heading = Content(f"▌ {speaker}").stylize("bold $accent" if last else "bold $quiet")
-            text = Content.from_text(visible(message["content"]), markup=False)
-            body += heading + Content("\n") + (text if last else text.stylize("$quiet"))
-            if not last:
-                body += Content("\n\n")
-        self.query_one("#turns", Static).update(body)
+        view, newest = self.query_one("#turns", Static), messages[-1]["content"]
+        if sum(len(message["content"]) for message in messages) <= AT_ONCE:
+            view.update(_turns(messages))
+        else:  # the beginning of the newest turn is painted first, then all
+            head = _turns([{**messages[-1], "content": newest[:AT_ONCE]}])
+            view.update(head)
+
+            def show_all() -> None:
+                if view.content is head:  # no other conversation has taken its place
+                    view.update(_turns(messages))
+                    self.call_after_refresh(self.show_newest, newest)
+
+            view.set_timer(0.05, show_all)
         # The client's newest words are what is answered: their beginning comes into view.
-        self.call_after_refresh(self.show_newest, messages[-1]["content"])
+        self.call_after_refresh(self.show_newest, newest[:AT_ONCE])
 
     def show_newest(self, text: str) -> None:
         """Scroll to the end, or to where a long last turn begins."""
@@ -112,6 +115,20 @@ class Conversation(VerticalScroll, can_focus=True):
         rows = 1 + sum(1 + len(line) // width for line in text.split("\n"))
         if rows > self.scrollable_content_region.height:
             self.scroll_to(y=max(0, self.max_scroll_y + self.size.height - rows - 1), animate=False)
+
+
+def _turns(messages: list[dict[str, str]]) -> Content:
+    """Return a conversation's turns under their speakers, the newest one in full light."""
+    body = Content("")
+    for number, message in enumerate(messages):
+        last = number == len(messages) - 1
+        speaker = SPEAKERS.get(message["role"], message["role"])
+        heading = Content(f"▌ {speaker}").stylize("bold $accent" if last else "bold $quiet")
+        text = Content.from_text(visible(message["content"]), markup=False)
+        body += heading + Content("\n") + (text if last else text.stylize("$quiet"))
+        if not last:
+            body += Content("\n\n")
+    return body
 
 
 class Reply(VerticalScroll, can_focus=True):

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
+import os
+import re
+import sys
 from pathlib import Path
 
+import pexpect
 import pytest
 from rich.style import Style
+from sqlmodel import select
 from textual.color import Color
 from textual.pilot import Pilot
 from textual.screen import ModalScreen
 
+from curator import db
+from curator.models import Prompt
 from curator.tui.app import CuratorApp
 from curator.workspace import Workspace, create_workspace
 from tests.conftest import ONCE, AddPairs
@@ -100,27 +106,50 @@ def test_a_and_b_differ_by_more_than_colour(workspace: Workspace, add_pairs: Add
     play(workspace, script)
 
 
-def test_no_color_is_heeded(
-    workspace: Workspace, add_pairs: AddPairs, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("theme", "least"), [("high-contrast", 7.0), ("dark", 4.5), ("light", 4.5)]
+)
+def test_the_first_minutes_and_an_empty_queue_have_contrast(
+    tmp_path: Path, add_pairs: AddPairs, theme: str, least: float
 ) -> None:
-    monkeypatch.setenv("NO_COLOR", "1")
+    settings = f'{ONCE}theme = "{theme}"\nred_flags = true\n'
+    place = create_workspace(tmp_path / "study", settings=settings)
+    add_pairs(place, 1)
+    with db.writing(place.engine) as session:
+        session.exec(select(Prompt)).one().risk_cue = "self-harm"
+    low: list[tuple[str, str, float]] = []
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        for name, keys in (
+            ("first", []), ("typed", [*"Jo", "ctrl+a"]), ("practice", ["escape"]),
+            ("picked", ["b"]), ("red flags", ["enter", "a"]), ("answered", ["y"]),
+            ("empty", [*"nnnnn"]),
+        ):  # fmt: skip
+            await pilot.press(*keys)
+            await pilot.pause(0.2)
+            low.extend(
+                (name, text, round(value, 2))
+                for text, value in text_contrasts(app).items() if value < least
+            )  # fmt: skip
+        assert "undo the last judgment" in painted(app)
+
+    play(place, script, first_minutes=True)
+    assert low == []
+
+
+def test_no_color_is_heeded(workspace: Workspace, add_pairs: AddPairs) -> None:
     add_pairs(workspace, 1)
-
-    async def run() -> None:
-        app = CuratorApp(workspace, "anna")
-        async with app.run_test(size=(120, 36)) as pilot:
-            await pilot.pause()
-            for line in range(36):
-                for segment in (
-                    app.screen._compositor.render_strips()[line].apply_filter(
-                        app._filters[0], Color(0, 0, 0)
-                    )
-                    if app._filters
-                    else []
-                ):
-                    color = segment.style.color if segment.style else None
-                    if color is not None and color.triplet is not None:
-                        assert len({*color.triplet}) == 1  # grey
-            assert app._filters
-
-    asyncio.run(run())
+    colors = []
+    for more in ({}, {"NO_COLOR": "1"}):
+        child = pexpect.spawn(
+            sys.executable,
+            ["-P", "-m", "curator", "annotate", "-a", "anna", "--workspace", str(workspace.path)],
+            dimensions=(36, 120), timeout=30,
+            env={**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor", **more},
+        )  # fmt: skip
+        child.expect("rather this client")
+        child.send("q")
+        child.expect(pexpect.EOF)
+        found = re.findall(rb"[34]8;2;(\d+);(\d+);(\d+)", child.before or b"")
+        colors.append({each for each in found if len(set(each)) > 1})
+    assert colors[0] and not colors[1]

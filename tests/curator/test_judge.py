@@ -11,17 +11,16 @@ from pathlib import Path
 import pytest
 from sqlmodel import select
 from textual.pilot import Pilot
-from textual.widgets import DataTable, Input, TextArea
+from textual.widgets import DataTable, Input
 
 from curator import db, workflow
 from curator.judgments import Said
-from curator.models import Annotator, Candidate, Draft, Judgment, Pair, Prompt, Verdict, new_uuid
+from curator.models import Annotator, Judgment, Pair, Prompt, Verdict, new_uuid
 from curator.seat import take_seat
 from curator.tui.app import CuratorApp
 from curator.tui.history_screen import HistoryScreen
 from curator.tui.judge_screen import JudgeScreen
 from curator.tui.panels import RedFlagsPanel, TagsPanel
-from curator.tui.rewrite_screen import RewriteScreen
 from curator.tui.widgets import Reply
 from curator.workspace import Workspace, create_workspace
 from tests.conftest import ONCE, AddPairs
@@ -139,82 +138,6 @@ def test_red_flags_are_asked_where_there_is_a_risk(tmp_path: Path, add_pairs: Ad
 
 
 # --- rewriting -----------------------------------------------------------------------------------
-
-
-def test_a_rewrite_is_preferred_over_both(workspace: Workspace, add_pairs: AddPairs) -> None:
-    add_pairs(workspace, 1)
-
-    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
-        await pilot.press("E")
-        assert isinstance(app.screen, RewriteScreen)
-        app.screen.query_one(TextArea).text = "My own words."
-        await pilot.pause()
-        await pilot.press("ctrl+s")
-        assert "now judge the two as they are" in painted(app)
-        assert "rewrite of B goes with your pick" in painted(app)
-        await pilot.press("a")
-
-    play(workspace, script)
-    (row,) = rows(workspace)
-    with db.reading(workspace.engine) as session:
-        pair = session.get_one(Pair, row.pair_id)
-        written = session.get_one(Candidate, row.rewrite_id)
-        anna = session.exec(select(Annotator)).one()
-        assert (written.author_id, written.rewrites_id) == (anna.id, pair.right_id)
-        assert written.model is None and session.exec(select(Draft)).all() == []
-        both = [session.get_one(Candidate, i).text for i in (pair.left_id, pair.right_id)]
-    assert exported(workspace) == [("My own words.", both[0]), ("My own words.", both[1])]
-
-
-@pytest.mark.parametrize("written", ["  ", "THE REPLY"])
-def test_a_rewrite_that_says_nothing_new_is_refused_and_the_pair_kept(
-    workspace: Workspace, add_pairs: AddPairs, written: str
-) -> None:
-    add_pairs(workspace, 1)
-
-    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
-        await pilot.press("e")
-        editor = app.screen.query_one(TextArea)
-        editor.text = written if written.isspace() else editor.text
-        await pilot.press("ctrl+s", "a")
-        assert "not saved (press a to try again): the rewrite" in painted(app)
-
-    play(workspace, script)
-    assert rows(workspace) == []
-
-
-def test_drafts_survive_a_crash(workspace: Workspace, add_pairs: AddPairs) -> None:
-    add_pairs(workspace, 1)
-
-    async def crash() -> None:
-        app = CuratorApp(workspace, "anna")
-        async with app.run_test(size=(120, 36)) as pilot:
-            await pilot.pause()
-            await pilot.press("e")
-            app.screen.query_one(TextArea).text = "Half a better rep"
-            await pilot.pause(1.0)  # no key, no exit: what is a second old is on the disk
-            with db.reading(workspace.engine) as session:
-                assert [d.text for d in session.exec(select(Draft))] == ["Half a better rep"]
-            await pilot.press("escape", "n", *"half")
-            await pilot.pause(1.0)
-            with db.reading(workspace.engine) as session:
-                drafts = {d.field: d.text for d in session.exec(select(Draft))}
-            assert drafts == {"rewrite_left": "Half a better rep", "note": "half"}
-
-    asyncio.run(crash())
-
-    async def again(pilot: Pilot[None], app: CuratorApp) -> None:
-        assert "a rewrite was begun" in painted(app)
-        await pilot.press("e")
-        assert app.screen.query_one(TextArea).text == "Half a better rep"
-        await pilot.press("ctrl+s", "t")
-
-    play(workspace, again)
-    (row,) = rows(workspace)
-    assert row.rewrite_id is not None and row.note == "half"
-
-
-# --- going about ---------------------------------------------------------------------------------
 
 
 def test_going_to_pairs(workspace: Workspace, add_pairs: AddPairs) -> None:

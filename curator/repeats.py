@@ -1,0 +1,143 @@
+"""Pairs for one annotator alone: shown again with sides swapped, and the same for newcomers.
+
+Functions take a Session; none of them commits.
+"""
+
+from __future__ import annotations
+
+import random
+
+from sqlalchemy import exists, func
+from sqlmodel import Session, col, delete, select
+
+from curator.models import (
+    Annotator,
+    AnnotatorKind,
+    Bookmark,
+    Draft,
+    Judgment,
+    Lease,
+    Pair,
+    Purpose,
+    Round,
+)
+from curator.pairing import side_seed
+from curator.queue import POSITION_STEP, leased
+
+
+def maybe_repeat(session: Session, pair: Pair, annotator: Annotator, share: float) -> Pair | None:
+    """Have a pair just judged come back later with its sides swapped, by a seeded draw.
+
+    The draw is settled by pair and annotator: judging again changes nothing.
+    """
+    draw = random.Random(f"{pair.uuid} {annotator.uuid}").random()
+    if pair.purpose is not Purpose.TRAIN or draw >= share:
+        return None
+    there = select(Pair).where(
+        Pair.annotator_id == annotator.id, Pair.repeat_of == pair.id, Pair.purpose == Purpose.REPEAT
+    )
+    if session.exec(there).first() is not None:
+        return None
+    repeat = _copy(session, pair, annotator, Purpose.REPEAT, swapped=True)
+    assert annotator.id is not None
+    bookmark = session.get(Bookmark, (annotator.id, pair.round_id))
+    if bookmark is not None and bookmark.position >= repeat.position:
+        bookmark.position = repeat.position - 1  # an earlier pair was judged again
+    return repeat
+
+
+def drop_repeat(session: Session, pair: Pair, annotator: Annotator, sitting: str) -> None:
+    """Take a repeat that was not judged yet out of the queue, its pair having been taken back.
+
+    One that is on another screen stays.
+    """
+    never = ~exists().where(col(Judgment.pair_id) == col(Pair.id))
+    repeat = session.exec(
+        select(Pair).where(
+            Pair.annotator_id == annotator.id,
+            Pair.repeat_of == pair.id,
+            Pair.purpose == Purpose.REPEAT,
+            never,
+            ~leased(sitting),
+        )
+    ).first()
+    if repeat is not None:
+        session.exec(delete(Draft).where(col(Draft.pair_id) == repeat.id))
+        session.exec(delete(Lease).where(col(Lease.pair_id) == repeat.id))
+        session.delete(repeat)
+
+
+def add_calibration(session: Session, annotator: Annotator, count: int) -> int:
+    """Give a newcomer the first pairs of the first round to judge before all others.
+
+    A newcomer is a person without a judgment where another person has judged one of these, or has
+    one on the screen. The copies yield no preferences, so that nothing is trained on twice.
+    Returns how many there are.
+    """
+    if annotator.kind is not AnnotatorKind.HUMAN or count == 0:
+        return 0
+    if session.exec(
+        select(Judgment.id).where(Judgment.annotator_id == annotator.id).limit(1)
+    ).first():
+        return 0
+    first = session.exec(select(Round).order_by(col(Round.number)).limit(1)).first()
+    if (
+        first is None
+        or session.exec(select(Pair.id).where(Pair.annotator_id == annotator.id).limit(1)).first()
+    ):
+        return 0
+    pairs = session.exec(
+        select(Pair)
+        .where(
+            Pair.round_id == first.id,
+            Pair.purpose == Purpose.TRAIN,
+            col(Pair.position) <= count * POSITION_STEP,
+        )
+        .order_by(col(Pair.position))
+    ).all()
+    people = select(Annotator.id).where(
+        Annotator.kind == AnnotatorKind.HUMAN, Annotator.id != annotator.id
+    )
+    ids = [pair.id for pair in pairs]
+    begun = [
+        session.exec(
+            select(table.pair_id)
+            .where(col(table.pair_id).in_(ids), col(table.annotator_id).in_(people))
+            .limit(1)
+        ).first()
+        for table in (Judgment, Lease)
+    ]
+    if begun == [None, None]:
+        return 0
+    for pair in pairs:
+        _copy(session, pair, annotator, Purpose.CALIBRATION, swapped=False)
+    return len(pairs)
+
+
+def _copy(
+    session: Session, pair: Pair, annotator: Annotator, purpose: Purpose, swapped: bool
+) -> Pair:
+    """Add a pair's copy for one annotator, at the next free place behind it."""
+    taken = session.exec(
+        select(func.max(Pair.position)).where(
+            Pair.round_id == pair.round_id,
+            col(Pair.position) >= pair.position,
+            col(Pair.position) < pair.position + POSITION_STEP,
+        )
+    ).one()
+    sides = (pair.right_id, pair.left_id) if swapped else (pair.left_id, pair.right_id)
+    copy = Pair(
+        prompt_id=pair.prompt_id,
+        left_id=sides[0],
+        right_id=sides[1],
+        side_seed=side_seed(pair.side_seed, str(purpose), annotator.uuid),
+        purpose=purpose,
+        repeat_of=pair.id,
+        annotator_id=annotator.id,
+        round_id=pair.round_id,
+        position=taken + 1,
+        distance=pair.distance,
+    )
+    session.add(copy)
+    session.flush()
+    return copy

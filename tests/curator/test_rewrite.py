@@ -1,0 +1,159 @@
+"""Writing at the judge's seat: rewrites, notes, drafts, and what waits beside a verdict."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from sqlmodel import select
+from textual import events
+from textual.pilot import Pilot
+from textual.widgets import Static, TextArea
+
+from curator import db
+from curator.models import Annotator, Candidate, Draft, Pair
+from curator.tui.app import CuratorApp
+from curator.tui.rewrite_screen import RewriteScreen
+from curator.workspace import Workspace
+from tests.conftest import AddPairs
+from tests.curator.test_app import painted, play, rows
+from tests.curator.test_judge import exported
+
+
+def test_a_rewrite_is_preferred_over_both(workspace: Workspace, add_pairs: AddPairs) -> None:
+    add_pairs(workspace, 1)
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        await pilot.press("E")
+        assert isinstance(app.screen, RewriteScreen)
+        app.screen.query_one(TextArea).text = "My own words."
+        await pilot.pause()
+        await pilot.press("ctrl+s")
+        assert "now judge the two as they are" in painted(app)
+        assert "rewrite of B goes with your pick" in painted(app)
+        await pilot.press("a")
+
+    play(workspace, script)
+    (row,) = rows(workspace)
+    with db.reading(workspace.engine) as session:
+        pair = session.get_one(Pair, row.pair_id)
+        written = session.get_one(Candidate, row.rewrite_id)
+        anna = session.exec(select(Annotator)).one()
+        assert (written.author_id, written.rewrites_id) == (anna.id, pair.right_id)
+        assert written.model is None and session.exec(select(Draft)).all() == []
+        both = [session.get_one(Candidate, i).text for i in (pair.left_id, pair.right_id)]
+    assert exported(workspace) == [("My own words.", both[0]), ("My own words.", both[1])]
+
+
+@pytest.mark.parametrize("written", ["  ", "THE REPLY"])
+def test_a_rewrite_that_says_nothing_new_is_taken_off(
+    workspace: Workspace, add_pairs: AddPairs, written: str
+) -> None:
+    add_pairs(workspace, 1)
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        await pilot.press("e")
+        editor = app.screen.query_one(TextArea)
+        reply = editor.text
+        editor.text = "Something better."
+        await pilot.press("ctrl+s", "e")
+        assert "rewrite of A goes with your pick" in marks_before(app)
+        app.screen.query_one(TextArea).text = written if written.isspace() else reply
+        await pilot.press("ctrl+s")
+        assert "no rewrite goes with your pick" in painted(app)
+        await pilot.press("a")
+
+    play(workspace, script)
+    (row,) = rows(workspace)
+    assert row.rewrite_id is None and len(exported(workspace)) == 1
+
+
+def marks_before(app: CuratorApp) -> str:
+    """Return what the judge screen below the one in front says beside the verdict."""
+    return str(app.screen_stack[-2].query_one("#marks", Static).render())
+
+
+def test_what_was_said_beside_waits_while_another_pair_is_looked_at(
+    workspace: Workspace, add_pairs: AddPairs
+) -> None:
+    add_pairs(workspace, 2)
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        await pilot.press("g", "n", "enter", "f", "e")
+        app.screen.query_one(TextArea).text = "Something better."
+        await pilot.press("ctrl+s", "]", "[", "a")
+
+    play(workspace, script)
+    (row,) = rows(workspace)
+    assert row.tags_left == ["names_feeling"] and row.flagged
+    assert row.rewrite_id is not None
+
+
+def test_writing_left_as_a_draft_outlives_the_verdict(
+    workspace: Workspace, add_pairs: AddPairs
+) -> None:
+    add_pairs(workspace, 1)
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        await pilot.press("e")
+        app.screen.query_one(TextArea).text = "Half a reply"
+        await pilot.press("escape", "n", *"hm", "escape", "a", "u")
+        assert "a rewrite was begun · a note was begun" in painted(app)
+        await pilot.press("e")
+        assert app.screen.query_one(TextArea).text == "Half a reply"
+
+    play(workspace, script)
+    first, _ = rows(workspace)
+    assert first.note is None and first.rewrite_id is None
+
+
+def test_a_pasted_text_is_cleaned_where_it_stands(
+    workspace: Workspace, add_pairs: AddPairs
+) -> None:
+    add_pairs(workspace, 1)
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        await pilot.press("e")
+        editor = app.screen.query_one(TextArea)
+        editor.text = "Start. "
+        editor.move_cursor(editor.document.end)
+        app.post_message(events.Paste("soft\u00adly\x1b[2J"))
+        await pilot.pause()
+        await pilot.press(*" on")
+        assert editor.text == "Start. softly[2J on"
+
+    play(workspace, script)
+
+
+def test_drafts_survive_a_crash(workspace: Workspace, add_pairs: AddPairs) -> None:
+    add_pairs(workspace, 1)
+
+    async def crash() -> None:
+        app = CuratorApp(workspace, "anna")
+        async with app.run_test(size=(120, 36)) as pilot:
+            await pilot.pause()
+            await pilot.press("e")
+            app.screen.query_one(TextArea).text = "Half a better rep"
+            await pilot.pause(1.0)  # no key, no exit: what is a second old is on the disk
+            with db.reading(workspace.engine) as session:
+                assert [d.text for d in session.exec(select(Draft))] == ["Half a better rep"]
+            await pilot.press("escape", "n", *"half")
+            await pilot.pause(1.0)
+            with db.reading(workspace.engine) as session:
+                drafts = {d.field: d.text for d in session.exec(select(Draft))}
+            assert drafts == {"rewrite_left": "Half a better rep", "note": "half"}
+
+    asyncio.run(crash())
+
+    async def again(pilot: Pilot[None], app: CuratorApp) -> None:
+        assert "a rewrite was begun" in painted(app)
+        await pilot.press("e")
+        assert app.screen.query_one(TextArea).text == "Half a better rep"
+        await pilot.press("ctrl+s", "n", "enter", "t")
+
+    play(workspace, again)
+    (row,) = rows(workspace)
+    assert row.rewrite_id is not None and row.note == "half"
+
+
+# --- going about ---------------------------------------------------------------------------------
