@@ -40,8 +40,8 @@ top_p = 0.95
 samples = 8
 
 [train]
-learning_rate = 2e-3
-epochs = 10
+learning_rate = 1e-3
+epochs = 8
 batch_size = 4
 gradient_accumulation = 1
 beta = 0.2
