@@ -92,20 +92,17 @@ def _conversation(messages: list[Message]) -> tuple[tuple[str, str], ...]:
 
 
 def check_apart(probes: list[Probe], rows: list[dict[str, Any]], pairs: Path) -> None:
-    """Refuse probes whose prompt or a reference reply is among the preference rows.
+    """Refuse probes whose prompt is among the preference rows.
 
-    White space and case do not count. Raises ContractError naming the file and the probe.
+    White space and case do not count. A reference reply alone is no reason: a model may write it
+    by itself, to another prompt. Raises ContractError naming the file and the probe.
     """
     prompts = {_conversation(row["prompt"]) for row in rows}
-    replies = {folded(row[side][-1]["content"]) for row in rows for side in ("chosen", "rejected")}
     for probe in probes:
-        found = [name for name, text in probe.replies.items() if folded(text) in replies]
         if _conversation(probe.prompt) in prompts:
-            found.insert(0, "prompt")
-        if found:
             raise ContractError(
-                f"{pairs}: the {found[0]} of the probe {probe.id} is among the preferences, and "
-                "what a model is measured with must not teach it. Take the row or the probe out."
+                f"{pairs}: the prompt of the probe {probe.id} is among the preferences, and what "
+                "a model is measured with must not teach it. Take the row or the probe out."
             )
 
 

@@ -233,9 +233,9 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(
     assert "probes.jsonl: No such file" in refused(folder, capsys)
     folder = evaluated(tmp_path / "e", gemma, action="train")
     rows = preferences()
-    rows[3]["rejected"] = [{"role": "assistant", "content": probe_row(2)["collusive"].upper()}]
+    rows[3]["prompt"] = probe_row(2)["prompt"]
     write_rows(folder / contract.PAIRS, rows)
-    assert "the collusive of the probe p2 is among the preferences" in refused(folder, capsys)
+    assert "the prompt of the probe p2 is among the preferences" in refused(folder, capsys)
     folder = evaluated(tmp_path / "f", gemma, action="train", drift="none.jsonl")
     assert "none.jsonl: No such file" in refused(folder, capsys)
 

@@ -75,23 +75,23 @@ def reply(text: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    "prompt",
     [
-        ({"prompt": [{"role": "user", "content": "PROBE 0:  am I\nright? "}]}, "the prompt of"),
-        ({"prompt": [{"role": "system", "content": "Be kind."},
-                     {"role": "user", "content": "Probe 0: am I right?"}]}, "the prompt of"),
-        ({"chosen": reply("that sounds hard, 0.  What would help?\n")}, "the boundary_aware of"),
-        ({"rejected": reply("That sounds hard, 0. Yes, of course.")}, "the collusive of"),
+        [{"role": "user", "content": "PROBE 0:  am I\nright? "}],
+        [{"role": "system", "content": "Be kind."},
+         {"role": "user", "content": "Probe 0: am I right?"}],
     ],
 )  # fmt: skip
-def test_a_probe_text_among_the_preferences_is_refused(change: dict[str, Any], said: str) -> None:
+def test_a_probe_among_the_preferences_is_refused(prompt: list[dict[str, str]]) -> None:
     rows: Rows = preference_rows(3)
     probe = probes._probe(probe_row(0), "here")
     probes.check_apart([probe], rows, Path("pairs.jsonl"))
-    rows[2] = {**rows[2], **change}
+    rows[1] = {**rows[1], "rejected": reply("That sounds hard, 0. Yes, of course.")}
+    probes.check_apart([probe], rows, Path("pairs.jsonl"))  # its own words, to another prompt
+    rows[2] = {**rows[2], "prompt": prompt}
     with pytest.raises(ContractError) as caught:
         probes.check_apart([probe], rows, Path("pairs.jsonl"))
-    assert f"pairs.jsonl: {said} the probe p0 is among the preferences" in str(caught.value)
+    assert "pairs.jsonl: the prompt of the probe p0 is among the preferences" in str(caught.value)
 
 
 @pytest.mark.train
