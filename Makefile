@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check fix demo-assets bench-start bench-app bench-evaluation clean
+.PHONY: help demo test test-long check fix demo-assets bench-start bench-app bench-evaluation clean
 
 help:
 	@echo "make demo    try it: a tiny model, the whole ring (no GPU, no network once set up)"
 	@echo "make test    every test"
+	@echo "make test-long  what takes minutes more: the gates over five seeds"
 	@echo "make check   format, lint, types, import rules, README map"
 	@echo "make fix     put format and lint right where a tool can"
 
@@ -26,6 +27,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest -q
+
+test-long: $(STAMP)
+	@$(BIN)/python -m pytest -q -m long
 
 check: $(STAMP)
 	@$(BIN)/ruff format --check --quiet .

@@ -16,7 +16,7 @@ import pytest
 from sqlmodel import select
 
 from curator import db, duels, rounds
-from curator.models import Adapter, Candidate, Judgment, Pair, Purpose
+from curator.models import Adapter, AdapterStatus, Candidate, Judgment, Pair, Purpose
 from curator.workspace import Workspace
 from tests.conftest import AddPairs
 from trainer.contract import read_rows
@@ -257,7 +257,8 @@ def test_a_duel_through_the_real_screen(
     add_pairs(workspace, 6)
     with db.writing(workspace.engine) as session:
         adapter = Adapter(name="adapter-0099", folder="adapters/adapter-0099", base_model="m",
-                          base_sha256="b" * 64, sha256="a" * 64, pairs_sha256="c" * 64)  # fmt: skip
+                          base_sha256="b" * 64, sha256="a" * 64, pairs_sha256="c" * 64,
+                          status=AdapterStatus.RETIRED)  # fmt: skip
         session.add(adapter)
     fake_trainer("ok")
     started = duels.start_duel(workspace, "adapter-0099", "base", 6)

@@ -119,6 +119,7 @@ def swapped(folder: Path) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_harm_is_refused_over_five_seeds_and_honest_rounds_are_accepted(tmp_path: Path) -> None:
     accepted = []
@@ -140,6 +141,7 @@ def test_harm_is_refused_over_five_seeds_and_honest_rounds_are_accepted(tmp_path
     assert sum(accepted) >= 4
 
 
+@pytest.mark.long
 def test_a_refused_round_leaves_the_demo_going_on(tmp_path: Path) -> None:
     workspace = make_workspace(tmp_path / "cold", 0)
     simulation = Simulation(workspace, 0, lambda _: None, "cold")
