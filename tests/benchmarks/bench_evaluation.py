@@ -64,7 +64,7 @@ def probe_scoring() -> Figure:
 def an_adapter() -> Figure:
     """Evaluate an adapter beside another and the base, in a process of its own."""
     command = [sys.executable, "-P", "-m", "trainer"]
-    prompts = [row for _, row in contract.read_rows(DATA / contract.PROMPTS)][:40]
+    prompts = [row["prompt"] for _, row in contract.read_rows(DATA / contract.PROMPTS)][:40]
     with tempfile.TemporaryDirectory() as place:
         rows = [{**row, "split": "train"} for row in preference_rows(30)]
         for i, row in enumerate(preference_rows(20)):
@@ -85,7 +85,10 @@ def an_adapter() -> Figure:
         (folder / contract.PROBES).write_bytes((DATA / contract.PROBES).read_bytes())
         contract.write_rows(
             folder / contract.DRIFT,
-            ({"id": str(i), "prompt": row["prompt"]} for i, row in enumerate(prompts)),
+            (
+                {"id": str(i), "prompt": [{"role": "user", "content": text}]}
+                for i, text in enumerate(prompts)
+            ),
         )
         took = seconds([*command, str(folder)])
         manifest = contract.read_manifest(folder)
