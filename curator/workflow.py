@@ -153,11 +153,10 @@ def next_step(workspace: Workspace, seat: Seat, unjudged: bool = False) -> NextS
         return NextStep("generate", f"Next: {writer} writes pairs.")
     count = seat.progress().preferences
     if count < FEWEST_PREFERENCES:
-        return NextStep(
-            "generate",
-            f"{count} preferences so far; training needs {FEWEST_PREFERENCES}. "
-            "Next: the model writes more pairs.",
-        )
+        few = f"{count} preferences so far; training needs {FEWEST_PREFERENCES}. "
+        if unjudged:
+            return NextStep(None, few + "Next: judge the pairs that are here.")
+        return NextStep("generate", few + "Next: the model writes more pairs.")
     if (
         trained
         and trained.status is AdapterStatus.REFUSED

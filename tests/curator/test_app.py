@@ -389,6 +389,22 @@ def test_too_small_a_terminal_asks_for_room(
     play(workspace, script, size)
 
 
+def test_the_rounds_screen_offers_no_more_pairs_while_some_wait(
+    workspace: Workspace, add_pairs: AddPairs
+) -> None:
+    add_pairs(workspace, 3)
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        await pilot.press("a", "r")
+        assert "Next: judge the pairs that are here." in painted(app)
+        await pilot.press("enter")  # starts nothing
+        assert app.run_watch is None
+        await pilot.press("escape", "a", "a", "r")
+        assert "Next: the model writes more pairs." in painted(app)
+
+    play(workspace, script)
+
+
 def test_help_says_the_keys(workspace: Workspace, add_pairs: AddPairs) -> None:
     add_pairs(workspace, 1)
 
