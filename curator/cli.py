@@ -295,12 +295,13 @@ def open_app(
 
     if not has_terminal():
         raise CuratorError("judging needs a terminal, or --plain to judge in lines.")
-    from curator.history import sitting, sitting_text
     from curator.tui.app import CuratorApp
 
     screen = CuratorApp(workspace, annotator, auto_round=auto_round, first_minutes=first_minutes)
     screen.run()
     if not screen.return_code:
+        from curator.history import sitting, sitting_text
+
         talk(sitting_text(sitting(screen.seat), workspace.name))
     sys.exit(screen.return_code or 0)
 

@@ -14,8 +14,8 @@ from sqlmodel import Session, SQLModel
 
 from curator import models
 from curator.errors import BadConfig, BadData, Busy, CannotWrite, CuratorError
+from curator.words import APPLICATION_ID as APPLICATION_ID
 
-APPLICATION_ID = 0x43555241  # "CURA", in the header of every database of ours
 BUSY_MS = 5_000
 
 # SQLite 3.7.0 to 3.51.2 can corrupt a write-ahead log that two connections reset at once; fixed

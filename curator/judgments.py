@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass, field
 
 from sqlalchemy import ColumnElement, and_, exists, func, update
 from sqlalchemy.orm import aliased
@@ -27,22 +26,8 @@ from curator.models import (
     Verdict,
     new_uuid,
 )
+from curator.words import Said as Said
 from trainer.contract import canonical_json, sha256_text
-
-
-@dataclass(frozen=True)
-class Said:
-    """What an annotator said of a pair; all of it goes into the judgment's digest."""
-
-    verdict: Verdict
-    strength: int | None = None
-    tags_left: tuple[str, ...] = ()
-    tags_right: tuple[str, ...] = ()
-    red_flags: dict[str, bool] = field(default_factory=dict)
-    note: str | None = None
-    flagged: bool = False
-    rewrite_id: int | None = None
-    rubric_version: str = "1"
 
 
 def newest_judgment(session: Session, pair_id: int, annotator_id: int) -> Judgment | None:

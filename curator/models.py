@@ -1,4 +1,4 @@
-"""The tables, which are the domain objects, and the words they use.
+"""The tables, which are the domain objects; the words they use are in curator.words.
 
 Every column names a type that SQLite's STRICT tables take (Text, Integer, REAL, LargeBinary) and
 PostgreSQL takes too. Times are ISO 8601 in UTC with milliseconds; order is never read from them
@@ -8,8 +8,6 @@ but from `id`, `position`, `revision` and `sequence`. Rows of `judgment` are onl
 from __future__ import annotations
 
 import json
-import uuid
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -28,61 +26,15 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
 
-SCHEMA_VERSION = 1
-
-
-class Verdict(StrEnum):
-    """What an annotator said of a pair; `retracted` takes an earlier judgment back (undo)."""
-
-    LEFT = "left"
-    RIGHT = "right"
-    TIE = "tie"
-    BOTH_BAD = "both_bad"
-    SKIP = "skip"
-    RETRACTED = "retracted"
-
-
-class Purpose(StrEnum):
-    """What a pair is for; only judgments of `train` pairs yield preferences."""
-
-    TRAIN = "train"
-    CALIBRATION = "calibration"
-    REPEAT = "repeat"
-    PRACTICE = "practice"
-    DUEL = "duel"
-
-
-class Split(StrEnum):
-    """Which side of the split a prompt is on, for good."""
-
-    TRAIN = "train"
-    HELD_OUT = "held_out"
-
-
-class AnnotatorKind(StrEnum):
-    """Who judged: kept apart wherever judgments are counted."""
-
-    HUMAN = "human"
-    SIMULATED = "simulated"
-    IMPORTED = "imported"
-
-
-class RunState(StrEnum):
-    """How a trainer process is doing."""
-
-    RUNNING = "running"
-    FINISHED = "finished"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-
-class AdapterStatus(StrEnum):
-    """Whether an adapter writes the candidates; at most one is current."""
-
-    PROPOSED = "proposed"
-    CURRENT = "current"
-    REFUSED = "refused"
-    RETIRED = "retired"
+from curator.words import SCHEMA_VERSION as SCHEMA_VERSION
+from curator.words import AdapterStatus as AdapterStatus
+from curator.words import AnnotatorKind as AnnotatorKind
+from curator.words import Purpose as Purpose
+from curator.words import RunState as RunState
+from curator.words import Split as Split
+from curator.words import Verdict as Verdict
+from curator.words import new_uuid as new_uuid
+from curator.words import now as now
 
 
 class Json(TypeDecorator[Any]):
@@ -113,16 +65,6 @@ class Choice(TypeDecorator[Any]):
 
     def process_result_value(self, value: str | None, dialect: Any) -> Any:
         return None if value is None else self.values(value)
-
-
-def now() -> str:
-    """Return the time in UTC as text, to the millisecond."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def new_uuid() -> str:
-    """Return a random UUID as text."""
-    return str(uuid.uuid4())
 
 
 def _key() -> Any:

@@ -26,13 +26,11 @@ from curator.models import (
     Round,
     Verdict,
 )
+from curator.words import FEWEST_BETWEEN as FEWEST_BETWEEN
+from curator.words import LEASE_SECONDS as LEASE_SECONDS
+from curator.words import POSITION_STEP as POSITION_STEP
+from curator.words import SPREAD_BETWEEN as SPREAD_BETWEEN
 
-# A sitting that ended gives its pair back at the next seat taken; this is for where that fails.
-LEASE_SECONDS = 2 * 60 * 60
-# Room between two pairs of a queue, for repeats that come back later.
-POSITION_STEP = 1_000
-# A repeat comes back after 12 to 31 other judgments: drawn, so that nobody counts along.
-FEWEST_BETWEEN, SPREAD_BETWEEN = 12, 20
 # Judged by one person of a kind, whoever comes first.
 ONCE = (Purpose.TRAIN, Purpose.DUEL)
 

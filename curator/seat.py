@@ -6,8 +6,7 @@ Part of the workflow layer. Every verb is one transaction: when it returns, it i
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,65 +31,15 @@ from curator.models import (
 )
 from curator.preferences import preference_count
 from curator.safe_text import too_long
+from curator.words import Progress as Progress
+from curator.words import Rewrite as Rewrite
+from curator.words import Shown as Shown
 from curator.workspace import Workspace
-from trainer.contract import Message, sha256_text
+from trainer.contract import sha256_text
 
 SITTINGS = ".sittings"
 # What is written before it is saved, by the name of its draft.
 DRAFTS = ("note", "rewrite_left", "rewrite_right")
-
-
-@dataclass(frozen=True)
-class Rewrite:
-    """A better reply, written by the annotator, made from the left or the right one."""
-
-    side: Verdict
-    text: str
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A pair as an annotator sees it: no trace of which model or steer wrote what.
-
-    The family is for after the judgment: "the client is right" would give the answer away.
-    """
-
-    pair_id: int
-    round: int
-    messages: list[Message]
-    content_label: str | None
-    risk_cue: str | None
-    left: str
-    right: str
-    purpose: str
-    number: int = 0
-    """Its number in the round; for saying after the judgment, and for going to it."""
-    family: str | None = None
-    earlier: Said | None = None
-    """What this annotator said of it before, if it came back by undo or was gone to."""
-    rewrite: Rewrite | None = None
-    """The rewrite that went with what was said before."""
-    before: Said | None = None
-    """What was said before that, where undo took a change of mind back."""
-    drafts: Mapping[str, str] = field(default_factory=dict)
-    """Writing that was begun and not saved, by name."""
-    by_another: bool = False
-    """Whether another annotator has judged it, so that it needs nobody."""
-
-    @property
-    def has_risk(self) -> bool:
-        """Whether a risk cue stands before the client's words."""
-        return self.risk_cue not in (None, "", "none")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far an annotator is in the newest round, and what there is to train on."""
-
-    round: int
-    judged: int
-    pairs: int
-    preferences: int
 
 
 class Seat:

@@ -7,10 +7,8 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sqlalchemy import Engine
-
-from curator import db
 from curator.config import DEFAULT_MODEL, FILE, Config, load_config, read_config, template
 from curator.errors import BadConfig, CannotWrite
 from curator.probes import FILE as PROBES
@@ -18,6 +16,9 @@ from curator.rubric import FILE as RUBRIC
 from curator.rubric import Rubric, load_rubric
 from curator.safe_text import one_line
 from trainer.contract import write_whole
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 DATABASE = "curator.db"
 FOLDERS = ("runs", "adapters", "exports")
@@ -33,6 +34,8 @@ class Workspace:
     @cached_property
     def engine(self) -> Engine:
         """The database, opened (and migrated, when its schema is behind) on first use."""
+        from curator import db
+
         return db.open_database(self.path / DATABASE)
 
     @cached_property
@@ -91,6 +94,8 @@ def create_workspace(
         raise BadConfig(f"{path} is a workspace already. Go on in it, or name another folder.")
     if there:
         raise BadConfig(f"{path / DATABASE} is there without a {FILE}. Name another folder.")
+    from curator import db
+
     folder = check_model(model)
     text = settings or template(str(folder.resolve()) if folder else model)
     read_config(text, path / FILE)

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Iterable
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.text import Text
 from textual import work
@@ -17,19 +17,21 @@ from textual.binding import Binding, BindingType
 from textual.screen import Screen
 from textual.worker import get_current_worker
 
-from curator import rounds, runs
+from curator import glance
 from curator.errors import CuratorError
-from curator.models import AnnotatorKind, Run, new_uuid
 from curator.run_watch import RunWatch
 from curator.safe_text import one_line, visible
-from curator.seat import Seat, take_seat
-from curator.terminal import adapter_text, pairs_text
 from curator.tui.judge_screen import JudgeScreen
 from curator.tui.messages import RunChanged, RunEnded, RunEvent
 from curator.tui.themes import THEMES
 from curator.verbs import with_keys
-from curator.workspace import Workspace, data_folder
+from curator.words import AnnotatorKind, Shown, new_uuid
+from curator.workspace import DATABASE, Workspace, data_folder
 from trainer.contract import Action
+
+if TYPE_CHECKING:
+    from curator.models import Run
+    from curator.seat import Seat
 
 
 class CuratorApp(App[None]):
@@ -68,16 +70,26 @@ class CuratorApp(App[None]):
         self.first_minutes = first_minutes
         self.auto_round = auto_round
         self.offer_after = offer_after
-        self.seat: Seat = take_seat(workspace, annotator, new_uuid(), kind)
+        self.annotator_name = annotator
+        self.kind = kind
+        # The database layer takes longer to load than all else: where the first pair is known
+        # without it, that is painted first, and the seat taken behind it.
+        self.glanced: Shown | None = glance.first_pair(workspace.path / DATABASE, annotator, kind)
+        if self.glanced is None:
+            self.annotator_name = self.seat.annotator.name
         self.run_watch: RunWatch | None = None
 
+    @cached_property
+    def seat(self) -> Seat:
+        """The annotator's seat, taken on first use. Raises CuratorError when it cannot be."""
+        from curator.seat import take_seat
+
+        return take_seat(self.workspace, self.annotator_name, new_uuid(), self.kind)
+
     def on_mount(self) -> None:
-        try:
-            rounds.settle(self.workspace)
-            self.adopt_run()
-        except CuratorError as error:  # judging may still work
-            self.complain(error)
         self.set_keymap({verb.name: verb.key for verb in self.verbs})
+        if self.glanced is None:
+            self.look_for_run()
         self.push_screen(JudgeScreen())
         if self.offer_after is not None:
             from curator.tui.welcome_screen import WelcomeScreen
@@ -88,6 +100,16 @@ class CuratorApp(App[None]):
 
             self.push_screen(FirstScreen(), self.begin)
 
+    def look_for_run(self) -> None:
+        """Settle what ended while nobody looked, and follow the run under way."""
+        from curator import rounds
+
+        try:
+            rounds.settle(self.workspace)
+            self.adopt_run()
+        except CuratorError as error:  # judging may still work
+            self.complain(error)
+
     def begin(self, who: tuple[str, str, str] | None) -> None:
         """Take a newcomer's name, role and orientation, then let them try the keys."""
         from curator.tui.first_screen import PracticeScreen
@@ -96,7 +118,13 @@ class CuratorApp(App[None]):
             name, role, orientation = who
             try:
                 if name and name != self.seat.annotator.name:
-                    before, self.seat = self.seat, take_seat(self.workspace, name, new_uuid())
+                    before, self.annotator_name = self.seat, name
+                    del self.seat
+                    try:
+                        self.annotator_name = self.seat.annotator.name
+                    except CuratorError:
+                        self.seat, self.annotator_name = before, before.annotator.name
+                        raise
                     before.leave()
                     for screen in self.screen_stack:
                         if isinstance(screen, JudgeScreen):
@@ -150,12 +178,15 @@ class CuratorApp(App[None]):
         yield SystemCommand("leave curator", "everything judged is kept", self.action_quit)
 
     def on_unmount(self) -> None:
-        self.seat.leave()
+        if "seat" in self.__dict__:
+            self.seat.leave()
 
     # --- the run under way ---------------------------------------------------------------------
 
     def adopt_run(self) -> None:
         """Follow the run under way, whoever started it."""
+        from curator import rounds
+
         under_way = rounds.run_under_way(self.workspace)
         if under_way is not None:
             run, folder = under_way
@@ -164,6 +195,8 @@ class CuratorApp(App[None]):
 
     def start_run(self, action: Action) -> None:
         """Start a run and follow it; judging goes on."""
+        from curator import rounds
+
         try:
             rounds.start_run(
                 self.workspace, action, kinds=(AnnotatorKind(self.seat.annotator.kind),)
@@ -181,6 +214,8 @@ class CuratorApp(App[None]):
     @work(thread=True, exit_on_error=False, group="stop")
     def stop_run_in_thread(self) -> None:
         """Stop the trainer; settling it is left to whoever follows it."""
+        from curator import rounds, runs
+
         under_way = rounds.run_under_way(self.workspace)
         if under_way is not None:
             runs.stop(under_way[1], under_way[0].pid)
@@ -188,6 +223,8 @@ class CuratorApp(App[None]):
     @work(thread=True, exclusive=True, exit_on_error=False, group="follow")
     def follow_run(self, folder: Path) -> None:
         """Post the run's events, and its end once it is settled."""
+        from curator import rounds, runs
+
         worker = get_current_worker()
         for event in runs.follow(folder, lambda: worker.is_cancelled):
             if worker.is_cancelled:
@@ -217,6 +254,8 @@ class CuratorApp(App[None]):
 
     def tell(self, run: Run) -> str:
         """Return what a finished run brought, in one line."""
+        from curator.terminal import adapter_text, pairs_text
+
         metrics = run.metrics or {}
         parts = [f"the {run.action} is done"]
         held_out = metrics.get("held_out", {})

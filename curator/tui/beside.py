@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from curator.judgments import Said
-from curator.models import Verdict
-from curator.seat import Rewrite
+from curator.words import Rewrite, Said, Verdict
 
 
 @dataclass(frozen=True)

@@ -18,20 +18,17 @@ from textual.events import Resize
 from textual.screen import Screen
 from textual.widgets import Static
 
-from curator import queue
 from curator.errors import CuratorError
-from curator.judgments import Said
-from curator.models import Verdict, new_uuid, now
 from curator.safe_text import one_line, visible
-from curator.seat import Shown
 from curator.tui.beside import Beside
 from curator.tui.messages import RunChanged
 from curator.tui.widgets import Conversation, HeaderBar, KeyBar, KeyHint, Replies, Reply, RunStrip
 from curator.verbs import VERBS, Verb
-from curator.workflow import NextStep, next_step
+from curator.words import LEASE_SECONDS, Said, Shown, Verdict, new_uuid, now
 
 if TYPE_CHECKING:
     from curator.tui.app import CuratorApp
+    from curator.workflow import NextStep
 
 JUDGES: dict[str, tuple[str, int | None]] = {
     "left_slightly": ("left", 1), "left_clearly": ("left", 2),
@@ -45,6 +42,8 @@ SAID = {
 }  # fmt: skip
 NARROW, LEAST_WIDTH, LEAST_HEIGHT = 100, 60, 16
 TALL = 30
+DEAF_SECONDS = 0.3
+PAINT_SECONDS = 0.1
 
 
 def key_hints(verbs: tuple[Verb, ...]) -> list[KeyHint]:
@@ -73,15 +72,15 @@ class JudgeScreen(Screen[None]):
         self.retry: tuple[Said, str] | None = None
         self.shown_at = ""
         self.shown_clock = 0.0
-        self.step = NextStep(None, "")
+        self.step: NextStep | None = None
         self.auto_allowed = False
-        self.begun = False
+        self.begun = self.seated = self.deaf = False
 
     def compose(self) -> ComposeResult:
         yield HeaderBar(id="header")
         with Vertical(id="work"):
             yield Conversation(id="conversation")
-            yield Static(Content.from_text(self.app.seat.rubric.question, markup=False),
+            yield Static(Content.from_text(self.app.workspace.rubric.question, markup=False),
                          id="question")  # fmt: skip
             with Replies(id="replies"):
                 yield Reply("A", id="left")
@@ -99,23 +98,51 @@ class JudgeScreen(Screen[None]):
         self.show_who()
         self.auto_allowed = self.app.auto_round
         self.show_run()
-        self.set_interval(queue.LEASE_SECONDS / 3, self.keep_pair)
+        self.set_interval(LEASE_SECONDS / 3, self.keep_pair)
         minutes = self.app.workspace.config.judge.break_minutes
         if minutes:
             self.set_interval(minutes * 60, self.suggest_break)
+        if self.app.glanced is not None:
+            self.show(self.app.glanced)
+            # Textual tells when a refresh was asked for, not when it was painted.
+            self.set_timer(PAINT_SECONDS, self.take_seat)
+            return
+        self.take_seat()
+
+    def take_seat(self) -> None:
+        """Have the first pair handed out; one that is painted already stays as it is.
+
+        Where it is another pair than was seen, keys pressed meanwhile were not meant for it.
+        """
+        if self.seated:
+            return  # by a key that came first
+        self.seated = True
+        glanced, self.app.glanced = self.app.glanced, None
         try:
-            self.show(self.app.seat.next())
-            # After the first paint: with a hundred thousand judgments, counting takes a moment.
-            self.call_after_refresh(self.refresh_progress)
+            pair = self.app.seat.next()
         except CuratorError as error:
             message = Text(visible(f"curator: {error}"))
             self.app.exit(return_code=error.exit_code, message=message)
+            return
+        if glanced is not None:
+            self.app.look_for_run()
+            self.show_run()
+        if pair != glanced or pair is None:
+            self.show(pair)
+            self.deaf = glanced is not None
+            self.set_timer(DEAF_SECONDS, self.hear)
+        # After the first paint: with a hundred thousand judgments, counting takes a moment.
+        self.call_after_refresh(self.refresh_progress)
+
+    def hear(self) -> None:
+        """Take keys again."""
+        self.deaf = False
 
     def show_who(self) -> None:
         """Say whose seat this is, in which workspace."""
         header = self.query_one(HeaderBar)
         header.workspace = self.app.workspace.name
-        header.annotator = self.app.seat.annotator.name
+        header.annotator = self.app.annotator_name
 
     def keep_pair(self) -> None:
         """Hold the pair on the screen, however long its reader takes."""
@@ -178,7 +205,7 @@ class JudgeScreen(Screen[None]):
 
     def show_marks(self) -> None:
         """Show what has been said beside the verdict so far."""
-        rubric, beside = self.app.seat.rubric, self.beside
+        rubric, beside = self.app.workspace.rubric, self.beside
         self.query_one("#left", Reply).because(rubric.labels(beside.tags_left))
         self.query_one("#right", Reply).because(rubric.labels(beside.tags_right))
         parts = []
@@ -198,6 +225,8 @@ class JudgeScreen(Screen[None]):
 
     def show_empty(self) -> None:
         """Say what was judged and what can be done now."""
+        from curator.workflow import next_step
+
         self.step = next_step(self.app.workspace, self.app.seat)
         key = self.app.key_of
         if self.app.run_watch is not None:
@@ -249,6 +278,9 @@ class JudgeScreen(Screen[None]):
 
     def action_verb(self, name: str) -> None:
         """Do what a verb says, whichever key it is on; nothing is judged that is not shown."""
+        self.take_seat()
+        if self.deaf:
+            return
         self.begun = True
         if self.has_class("too-small") and name not in ("leave", "help", "guideline"):
             return
@@ -324,9 +356,11 @@ class JudgeScreen(Screen[None]):
         judged = self.query_one(HeaderBar).judged
         if judged != self.app.offer_after or self.app.run_watch is not None:
             return
+        from curator.workflow import next_step
+
         with contextlib.suppress(CuratorError):
             self.step = next_step(self.app.workspace, self.app.seat)
-        if self.step.action == "round":
+        if self.step is not None and self.step.action == "round":
             key = self.app.key_of("rounds")
             self.notice(
                 f"{judged} judged: enough for a first round. Press {key}, then enter; judge on."
@@ -360,7 +394,7 @@ class JudgeScreen(Screen[None]):
             self.save(self.retry[0], "enter")
         elif self.saved is not None:
             self.go_next()
-        elif self.pair is None and self.step.action and self.app.run_watch is None:
+        elif self.pair is None and self.step and self.step.action and not self.app.run_watch:
             self.app.start_run(self.step.action)
             self.show_empty()
 

@@ -7,11 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from curator.errors import CuratorError
-from curator.models import Verdict
 from curator.safe_text import HIDDEN
-from curator.seat import Rewrite, Shown
 from curator.tui.panels import LinePanel, RedFlagsPanel, Tags, TagsPanel
 from curator.tui.rewrite_screen import RewriteScreen
+from curator.words import Rewrite, Shown, Verdict
 
 if TYPE_CHECKING:
     from curator.tui.judge_screen import JudgeScreen

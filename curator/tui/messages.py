@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from textual.message import Message
 
-from curator.models import Run
+if TYPE_CHECKING:
+    from curator.models import Run
 
 
 @dataclass

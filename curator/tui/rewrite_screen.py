@@ -12,8 +12,8 @@ from textual.screen import Screen
 from textual.widgets import Static, TextArea
 
 from curator.safe_text import HIDDEN
-from curator.seat import Shown
 from curator.tui.widgets import Conversation, KeyBar, KeyHint
+from curator.words import Shown
 
 KEYS = [
     KeyHint("ctrl+s", "keep it, then judge", "keep", "keep"),
