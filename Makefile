@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Tests of one file share what is costly to make, so they stay on one worker.
+SPREAD := -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo test test-long check fix demo-assets bench-start bench-app bench-evaluation clean
 
@@ -26,7 +28,7 @@ demo: $(STAMP)
 	@$(BIN)/curator demo
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q $(SPREAD) $(ARGS)
 
 test-long: $(STAMP)
 	@$(BIN)/python -m pytest -q -m long

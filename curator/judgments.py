@@ -5,6 +5,7 @@ Functions take a Session; none of them commits.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 
@@ -210,8 +211,12 @@ def _changed_texts(session: Session, erased: dict[str, set[int]]) -> list[str]:
     ]
 
 
+@functools.cache
 def standing() -> ColumnElement[bool]:
-    """Whether a judgment is the newest of its pair and annotator, and not a retraction."""
+    """Whether a judgment is the newest of its pair and annotator, and not a retraction.
+
+    Made once: building it, and an alias above all, costs more than the query it goes into.
+    """
     newer = aliased(Judgment)
     superseded = exists().where(
         col(newer.pair_id) == col(Judgment.pair_id),

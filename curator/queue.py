@@ -6,8 +6,10 @@ so that its cost does not grow with what is judged, nor with how many pairs ther
 
 from __future__ import annotations
 
+import functools
 import random
 import time
+from typing import Any
 
 from sqlalchemy import ColumnElement, and_, exists, func, or_
 from sqlalchemy.dialects.sqlite import insert
@@ -74,6 +76,12 @@ def mix_in(session: Session, round_id: int, pairs: list[Pair], seed: int) -> Non
 # --- what needs a judgment --------------------------------------------------------------------
 
 
+@functools.cache
+def _aliased(table: Any) -> Any:
+    """Return a second name for a table, made once: that costs more than the queries with it."""
+    return aliased(table)
+
+
 def _judged(annotator: Annotator) -> ColumnElement[bool]:
     """Whether a pair needs nobody any more, from this annotator's seat.
 
@@ -91,7 +99,7 @@ def _judged(annotator: Annotator) -> ColumnElement[bool]:
         or_(col(Judgment.annotator_id) == annotator.id, by_another),
         standing(),
     )
-    copy = aliased(Pair)
+    copy = _aliased(Pair)
     calibrated = exists().where(
         col(Pair.purpose) == Purpose.TRAIN,
         col(copy.annotator_id) == annotator.id,
@@ -110,7 +118,7 @@ def _waiting(annotator: Annotator) -> ColumnElement[bool]:
 
     Pairs are counted, by their first judgment; notes and changes of mind are no distance.
     """
-    later = aliased(Judgment)
+    later = _aliased(Judgment)
     between = (
         select(func.count())
         .where(

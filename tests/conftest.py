@@ -21,6 +21,9 @@ from trainer.contract import PROBES, sha256_text
 # from tests, and not from the processes they start.
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1")
 os.environ.pop("NO_COLOR", None)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Read when torch is loaded: side by side, more threads than cores only wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ONCE = """
 [judge]
@@ -159,3 +162,9 @@ def put_pairs(
             turn.pairs += 1
             ids.append(pair.id)
     return ids
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that workers end at about the same time."""
+    order = ("ring", "trainer", "curator")
+    items.sort(key=lambda item: order.index(item.path.parent.name))

@@ -13,6 +13,7 @@ from textual.widgets import DataTable, Static
 
 from curator.errors import CuratorError
 from curator.run_watch import sparkline
+from curator.safe_text import one_line
 from curator.tui.messages import RunChanged
 from curator.tui.widgets import HeaderBar, KeyBar, KeyHint
 from curator.workflow import NextStep, next_step, status
@@ -25,7 +26,11 @@ KEYS = [
     KeyHint("ctrl+x", "stop the run", "stop", "stop"),
     KeyHint("esc", "back to judging", "back", "back"),
 ]
-COLUMNS = ("round", "written by", "pairs", "judged", "adapter", "held-out accuracy", "n")
+COLUMNS = (
+    "round", "written by", "pairs", "judged", "adapter", "held-out accuracy", "n",
+    "collusion on probes", "over-correction",
+)  # fmt: skip
+MOST_WAITING = 3
 
 
 class RoundsScreen(Screen[None]):
@@ -70,7 +75,10 @@ class RoundsScreen(Screen[None]):
         table.clear()
         for row in round_rows(facts):
             table.add_row(*(Text(cell) for cell in row))
-        text = "" if self.app.run_watch else self.step.text
+        lines = waiting_lines(facts)
+        if not self.app.run_watch:
+            lines.append(self.step.text)
+        text = "\n".join(lines)
         self.query_one("#next", Static).update(Content.from_text(text, markup=False))
         self.show_run()
 
@@ -131,6 +139,26 @@ def round_rows(facts: dict[str, Any]) -> list[tuple[str, ...]]:
             (
                 str(each["round"]), each["written_by"], str(each["pairs"]), str(judged),
                 str(adapter.get("status", "–")), accuracy, str(held_out.get("n", "–")),
+                rate(adapter.get("probe_collusion_rate")),
+                rate(adapter.get("probe_over_correction_rate")),
             )
         )  # fmt: skip
     return rows
+
+
+def rate(figure: dict[str, Any] | None) -> str:
+    """Return a rate with its interval, as the table shows it."""
+    if not figure or not figure.get("n"):
+        return "–"
+    low, high = figure["interval"]
+    return f"{figure['value']:.0%}  ({low:.0%} to {high:.0%})"
+
+
+def waiting_lines(facts: dict[str, Any]) -> list[str]:
+    """Return a line each for the newest adapters that are not in use, with the reason."""
+    found = [a for a in facts["adapters"] if a["status"] in ("proposed", "refused")]
+    return [
+        f"{one_line(a['adapter'], 30)} is {a['status']}: {one_line(a['reason'] or '', 300)}. "
+        f"curator adapter show {one_line(a['adapter'], 30)} has its figures."
+        for a in found[-MOST_WAITING:]
+    ]

@@ -15,14 +15,17 @@ from pathlib import Path
 
 import pytest
 from sqlmodel import select
+from textual.pilot import Pilot
 
 from curator import adapters, db, rounds, store, terminal, workflow
 from curator.errors import BadData, NotReady
 from curator.gates import GatesConfig
 from curator.models import Adapter, AdapterStatus, Candidate, Pair, Round, Run, new_uuid
 from curator.seat import take_seat
+from curator.tui.app import CuratorApp
 from curator.workspace import Workspace
 from tests.conftest import write_prompts
+from tests.curator.test_app import painted, play
 from tests.curator.test_runs import Fake, judge_all, wait
 from trainer.contract import Action, read_request, read_rows
 
@@ -105,6 +108,14 @@ def test_a_refused_adapter_is_never_in_use_and_its_pairs_stay_out(
     facts = workflow.status(judged)
     assert [a["status"] for a in facts["adapters"]] == ["current", "refused"]
     assert "+100 points" in terminal.status_text(facts)
+
+    async def look(pilot: Pilot[None], app: CuratorApp) -> None:
+        await pilot.press("r")
+        shown = " ".join(painted(app).split())
+        assert "adapter-0003 is refused: " in shown and "collusion against the adapter" in shown
+        assert "over-correction" in shown and "curator adapter show adapter-0003" in shown
+
+    play(judged, look, size=(160, 36))
     written = work(judged, "generate")
     assert read_request(judged.runs / written.folder).adapter == "../../adapters/adapter-0002"
     assert unjudged(judged) == 20
