@@ -133,9 +133,6 @@ def main(arguments: list[str]) -> int:
         tell(f"{folder} is finished already; start a new folder.")
         return 65
     os.environ.update(QUIET)
-    # Read when torch is loaded. By default its threads spin while they wait: 15 % faster on an
-    # idle machine, and four times slower beside anything that needs a core, as the app does.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, stop)
     if hasattr(os, "nice"):
         os.nice(5)  # somebody may be judging beside it

@@ -130,6 +130,7 @@ def busy_trainer(folder: Path) -> subprocess.Popen[bytes]:
     child = subprocess.Popen(
         [sys.executable, "-m", "trainer", str(folder)],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},  # as the app starts it
     )  # fmt: skip
     while not any(e["event"] == "step" for e in contract.read_events(folder)[0]):
         time.sleep(0.2)
