@@ -20,7 +20,7 @@ from typing import Any
 from sqlalchemy import func
 from sqlmodel import Session, select
 
-from curator import db, ingest, pairing, runs, store
+from curator import db, ingest, pairing, runs, store, training
 from curator.errors import BadData, Busy, CannotWrite, CuratorError, NotReady
 from curator.exporting.trl import trl_row
 from curator.models import Adapter, AnnotatorKind, Prompt, Run, RunState, now
@@ -96,11 +96,18 @@ def start_run(
         )
     with db.reading(workspace.engine) as session:
         inputs = _prepare(session, workspace, action, prompts, tuple(kinds), adapter, compare)
+        begun = None
+        if action in ("train", "round"):
+            begun = training.to_go_on_from(session, workspace, inputs.request, inputs.files[PAIRS])
+    if begun is not None:
+        inputs = replace(inputs, request=begun[1])
     if measure:
         inputs.files[MEASURE] = measure
     run = _new_run(workspace, inputs.request)
     try:
         folder = _write_folder(workspace, run, inputs)
+        if begun is not None:
+            training.take_over(begun[0], folder)
         with db.writing(workspace.engine) as session:
             run = session.get_one(Run, run.id)
             run.folder, run.request_sha256 = folder.name, sha256_file(folder / REQUEST)
@@ -144,7 +151,8 @@ def _prepare(
         files[PROMPTS] = _prompt_rows(drawn)
     if not files.get(PROMPTS, ("none asked for",)):
         raise NotReady("there are no prompts yet. Add some with: curator import prompts FILE")
-    sides = _sides(session, action, current, adapter, compare)
+    chained = trains and config.train.strategy == "chained"
+    sides = _sides(session, action, current, adapter, compare, chained)
     steered = action == "generate" and current is None
     strategy = config.round.first_strategy if steered else config.round.strategy
     request = Request(
@@ -154,7 +162,7 @@ def _prepare(
         quantization=config.model.quantization,
         probes=PROBES if files.get(PROBES) else None,
         drift=DRIFT if files.get(DRIFT) else None,
-        train=config.train,
+        train=training.measured(session, config.train, kinds) if trains else config.train,
         generate=replace(config.generate, strategy=strategy),
         adapter=sides.get("adapter"),
         adapter_sha256=sides.get("adapter_sha256"),
@@ -169,6 +177,7 @@ def _measured_with(
 ) -> tuple[dict[str, Sequence[Mapping[str, Any]]], Counter[str]]:
     """Return the preferences, probes and held-out prompts, by file, and what gave no preference."""
     found, left_out = preferences(session, kinds)
+    found = training.strong_enough(found, workspace.config.round.strength, left_out)
     drift = store.held_out_prompts(session, MOST_DRIFT, _order(workspace))
     files: dict[str, Sequence[Mapping[str, Any]]] = {
         PAIRS: [trl_row(preference) for preference in found],
@@ -193,18 +202,19 @@ def _sides(
     current: Adapter | None,
     adapter: str | None,
     compare: str | None,
+    chained: bool = False,
 ) -> dict[str, str]:
     """Return which adapters a request names, by field.
 
-    A new adapter is compared with the one in use; so is one that is evaluated, unless it is the
-    same.
+    A new adapter is compared with the one in use, and goes on with it when `chained`; one that is
+    evaluated is compared with it unless it is the same.
     """
     first = second = None
     match action:
         case "generate":
             first = current
         case "train" | "round":
-            second = current
+            first, second = current if chained else None, current
         case "evaluate":
             first = store.adapter_named(session, adapter) if adapter else current
             second = current if current and (first is None or first.id != current.id) else None
@@ -255,7 +265,7 @@ def _new_run(workspace: Workspace, request: Request) -> Run:
                 "Wait for it: curator annotate shows how far it is."
             )
         newest = store.newest_round(session)
-        named = request.adapter if request.action != "duel" else None
+        named = request.adapter if request.action in ("generate", "evaluate") else None
         adapter = store.adapter_in(session, named) if named else None
         run = Run(
             folder="",

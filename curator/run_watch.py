@@ -44,6 +44,11 @@ class RunWatch:
                 self.margin.append(_number(event.get("rewards/margins")))
                 self.accuracy.append(_number(event.get("rewards/accuracies")))
                 self.times.append(float(event["time"]))
+            case "resumed":
+                # Steps after the checkpoint are taken again.
+                for curve in (self.loss, self.margin, self.accuracy):
+                    del curve[int(event["step"]) :]
+                self.times = []
             case "progress":
                 self.done, self.total = int(event["done"]), int(event["total"])
                 self.times.append(float(event["time"]))

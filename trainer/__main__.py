@@ -15,6 +15,7 @@ import time
 import traceback
 from pathlib import Path
 
+from trainer import checkpoints
 from trainer.contract import (
     LOCK,
     MANIFEST,
@@ -73,6 +74,7 @@ def finish(work: Work, started: float) -> None:
         "versions": versions(),
     }
     write_manifest(work.folder, work.manifest)
+    checkpoints.remove(work.folder)
     work.emit("finished", seconds=round(time.time() - started, 1))
 
 

@@ -12,6 +12,7 @@ A run's folder holds, in the order they appear::
     drift.jsonl       held-out prompts to see drift on          (train, evaluate, round)
     events.jsonl      what is happening, an event a line, appended by trainer
     log.txt           what the libraries say
+    checkpoints/      while it trains: what a killed run is gone on from
     candidates.jsonl, samples.jsonl, evaluation.jsonl, adapter/    results
     manifest.json     written last: without it the run is not finished
 
@@ -65,6 +66,7 @@ EVENTS = "events.jsonl"
 LOG = "log.txt"
 LOCK = "trainer.lock"
 MANIFEST = "manifest.json"
+CHECKPOINTS = "checkpoints"
 ADAPTER_CARD = "curator_adapter.json"
 
 # Policies: the model without an adapter, with the run's own, with the one it is compared with.
@@ -76,6 +78,10 @@ LOSSES = ("sigmoid", "sigmoid_norm", "ipo", "robust", "apo_zero", "sft")
 # The fewest preferences a round is run on, and the fewest held-out ones it is evaluated on.
 FEWEST_PREFERENCES = 8
 FEWEST_HELD_OUT = 4
+# The fewest held-out preferences to stop a training early by.
+FEWEST_TO_STOP = 20
+# The flip rate the robust loss assumes where none was measured.
+ASSUMED_FLIPS = 0.1
 
 # How the three steering prompts of the `contrast` strategy read. They are put before the
 # conversation while a candidate is written and are no part of the preference it ends up in.
@@ -126,8 +132,13 @@ class TrainSettings:
     loss_weights: tuple[float, ...] = (1.0, 0.1)
     """Weight of each loss. A little `sft` keeps the chosen replies likely: DPO alone may lower
     both (iterative RPO, arXiv 2404.19733, calls the term crucial)."""
-    label_smoothing: float = 0.0
-    """Share of flipped labels assumed by the `robust` loss; other losses ignore it."""
+    label_smoothing: float | None = None
+    """Share of flipped labels that the `robust` loss assumes; the other losses have no such thing.
+    None: 0.1 (curator gives what it measured on repeated pairs)."""
+    early_stopping_patience: int = 0
+    """Stop once the loss on held-out preferences has not fallen for so many evaluations (one
+    every `save_steps`); 0: never. Needs FEWEST_TO_STOP held-out preferences, else it is passed
+    over and told. What was looked at to stop is a rosier measure afterwards."""
     lora_rank: int = 16
     lora_alpha: int = 32
     lora_dropout: float = 0.0
@@ -139,6 +150,11 @@ class TrainSettings:
     """A transformers optimiser name; `auto`: adamw_8bit on a GPU, adamw_torch on a CPU."""
     gradient_checkpointing: bool | None = None
     """Recompute activations to save memory; none: on a GPU only."""
+    save_steps: int = 5
+    """Optimiser steps between two checkpoints: what a killed run loses at most. 0: none."""
+    strategy: Literal["anchored", "chained"] = "anchored"
+    """anchored: a fresh LoRA on the base, the base as reference, all preferences so far.
+    chained: goes on with the request's `adapter`, a frozen copy of it as reference."""
     held_out_share: float = 0.2
     """Share of prompts kept from training when the rows carry no `split`."""
 
@@ -156,8 +172,26 @@ class TrainSettings:
                 f"train.loss_weights has {len(self.loss_weights)} numbers for "
                 f"{len(self.loss)} losses in train.loss; give one for each."
             )
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ContractError("train.label_smoothing must be at least 0 and below 0.5.")
+        if set(self.loss) == {"sft"}:
+            raise ContractError("train.loss is sft alone, which learns no preference: add one.")
+        if len(set(self.loss)) != len(self.loss):
+            raise ContractError(f"train.loss names one twice: {', '.join(self.loss)}.")
+        if self.label_smoothing is not None:
+            if not 0 <= self.label_smoothing < 0.5:
+                raise ContractError("train.label_smoothing must be at least 0 and below 0.5.")
+            if self.label_smoothing and "robust" not in self.loss:
+                raise ContractError(
+                    "train.label_smoothing acts on the robust loss alone, and train.loss is "
+                    f"{', '.join(self.loss)}. Leave it out, or use robust."
+                )
+        if self.early_stopping_patience < 0:
+            raise ContractError("train.early_stopping_patience must be at least 0 (0: never).")
+        if self.early_stopping_patience and not self.save_steps:
+            raise ContractError(
+                "train.early_stopping_patience needs train.save_steps: it looks as often."
+            )
+        if self.save_steps < 0:
+            raise ContractError("train.save_steps must be at least 0 (0: no checkpoints).")
         if self.max_steps is not None and self.max_steps < 1:
             raise ContractError("train.max_steps must be above 0.")
 
@@ -210,7 +244,7 @@ class Request:
     quantization: Literal["nf4", "none"] = "nf4"
     adapter: str | None = None
     """Folder of the adapter to generate or evaluate with, relative to the run's folder; a duel's
-    first side. None: the base model."""
+    first side; with train.strategy chained, the adapter to go on with. None: the base model."""
     adapter_sha256: str | None = None
     """SHA-256 its weights must have; none: as the folder's own card says."""
     compare: str | None = None

@@ -230,8 +230,8 @@ def _read(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def attach_adapter(model: Any, folder: Path, name: str = TRAINED) -> Any:
-    """Return the model with the (checked) adapter in `folder` on it, frozen, under a name.
+def attach_adapter(model: Any, folder: Path, name: str = TRAINED, trainable: bool = False) -> Any:
+    """Return the model with the (checked) adapter in `folder` on it, under a name.
 
     On a base model it is the active adapter; beside another it is not. Raises Refused when its
     weights are not the LoRA weights of this model's layers.
@@ -244,7 +244,7 @@ def attach_adapter(model: Any, folder: Path, name: str = TRAINED) -> Any:
         device = str(adapted.device)
         adapted.load_adapter(str(folder), name, is_trainable=False, torch_device=device)
     else:
-        adapted = PeftModel.from_pretrained(model, str(folder), name, is_trainable=False)
+        adapted = PeftModel.from_pretrained(model, str(folder), name, is_trainable=trainable)
     with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
         given = set(file.keys())
     wanted = set(get_peft_model_state_dict(adapted, adapter_name=name))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,9 +86,10 @@ class Work:
         from trainer import model
 
         request = self.request
-        if trains and request.adapter:
+        if trains and request.adapter and request.train.strategy == "anchored":
             raise ContractError(
-                "a round starts from the base model: leave adapter out of request.json."
+                "an anchored round starts from the base model: leave adapter out of "
+                "request.json, or set train.strategy to chained."
             )
         if trains or request.action == "evaluate":
             self._read_inputs(trains)
@@ -141,36 +141,35 @@ class Work:
         kind, dtype = self.device.kind, str(self.device.dtype).removeprefix("torch.")
         self.manifest["device"] = {"kind": kind, "dtype": dtype, "reason": self.device.reason}
         self.emit("loaded", model=self.manifest["model"], device=self.manifest["device"])
-        if self.adapter_sha256 and self.request.adapter:
+        trains = self.request.action in ("train", "round")
+        if self.adapter_sha256 and self.request.adapter and not trains:
             self.model = model.attach_adapter(self.model, self.folder / self.request.adapter)
 
     def train(self) -> None:
         from trainer import dpo
+        from trainer.attempts import Attempts
 
         assert self.preferences is not None
         request = self.request
-        trainer = dpo.make_trainer(
-            self.model, self.tokenizer, self.preferences, request, self.device,
-            self.folder / "work", self.emit,
+        attempts = Attempts(
+            self.folder, request, self.tokenizer, self.preferences, self.device,
+            self.base_sha256, self.adapter_sha256, self.emit,
         )  # fmt: skip
-        trained_on = len(trainer.train_dataset)
-        too_long = len(self.preferences.train) - trained_on
-        if too_long:
-            self.emit("warning", message=f"{too_long} prompts fill max_length; left out.")
-        metrics = dpo.train(trainer)
-        shutil.rmtree(self.folder / "work", ignore_errors=True)  # TRL's; nothing is kept there
-        self.model = trainer.model
+        parent_sha256 = self.adapter_sha256
+        trained = attempts.train(self.model)
+        self.model = trained.model
         target = self.folder / request.output_adapter
         self.adapter_sha256 = dpo.publish_adapter(
-            self.model, request, self.base_sha256, self.preferences, target
+            self.model, request, self.base_sha256, self.preferences, target, parent_sha256
         )
-        self.manifest["train"] = metrics
+        self.manifest["train"] = trained.metrics
         self.manifest["adapter"] = {"path": request.output_adapter, "sha256": self.adapter_sha256}
         self.manifest["preferences"] = {
-            "train": trained_on,
+            "train": trained.fit.trained,
             "held_out": len(self.preferences.held_out),
             "identical_left_out": self.preferences.identical,
-            "too_long_left_out": too_long,
+            "too_long_left_out": trained.fit.too_long,
+            "cut": trained.fit.cut,
             "sha256": self.preferences.sha256,
         }
 

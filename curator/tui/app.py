@@ -23,7 +23,7 @@ from curator.models import AnnotatorKind, Run, new_uuid
 from curator.run_watch import RunWatch
 from curator.safe_text import one_line, visible
 from curator.seat import Seat, take_seat
-from curator.terminal import adapter_text, pairs_text
+from curator.terminal import adapter_text, fit_text, pairs_text
 from curator.tui.judge_screen import JudgeScreen
 from curator.tui.messages import RunChanged, RunEnded, RunEvent
 from curator.tui.themes import THEMES
@@ -228,6 +228,8 @@ class CuratorApp(App[None]):
             )
         elif held_out.get("note"):
             parts.append(str(held_out["note"]).rstrip("."))
+        if fit_text(metrics.get("preferences", {})):
+            parts.append(fit_text(metrics["preferences"]).rstrip("."))
         if metrics.get("adapter", {}).get("status") in ("proposed", "refused"):
             parts.append(adapter_text(metrics))
         elif "candidates" in metrics:

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,15 @@ from curator.seat import take_seat
 from curator.tui.app import CuratorApp
 from curator.workspace import Workspace
 from tests.curator.test_app import painted
-from trainer.contract import Action, read_manifest, read_request, read_rows, sha256_file
+from trainer.contract import (
+    CHECKPOINTS,
+    Action,
+    read_events,
+    read_manifest,
+    read_request,
+    read_rows,
+    sha256_file,
+)
 
 pytestmark = pytest.mark.train
 
@@ -82,9 +91,11 @@ def test_a_killed_trainer_is_told_and_the_round_starts_again(real_workspace: Wor
     workspace = real_workspace
     work(workspace, "generate")
     judge_all(workspace)
+    more = replace(workspace.config.train, epochs=20, save_steps=1)
+    workspace = replace(workspace, config=replace(workspace.config, train=more))
     started = rounds.start_run(workspace, "train")
     for event in runs.follow(started.folder):
-        if event["event"] == "step":
+        if event["event"] == "step" and event["step"] >= 2:
             break
     run = rounds.run_under_way(workspace)
     assert run is not None and run[0].pid is not None
@@ -99,8 +110,17 @@ def test_a_killed_trainer_is_told_and_the_round_starts_again(real_workspace: Wor
     with db.reading(workspace.engine) as session:
         assert session.exec(select(Adapter)).all() == []
     assert not [p for p in (workspace.path / "adapters").iterdir() if not p.name.endswith(".part")]
-    run_again, _ = work(workspace, "train")
+    kept = started.folder / CHECKPOINTS
+    assert [p for p in kept.iterdir() if not p.name.endswith(".part")]
+    run_again, again = work(workspace, "train")
     assert run_again.state is RunState.FINISHED
+    # It went on from the checkpoint, with the seed of the killed run, and nothing is left of both.
+    events = read_events(again)[0]
+    (resumed,) = [event for event in events if event["event"] == "resumed"]
+    steps = [event["step"] for event in events if event["event"] == "step"]
+    assert steps == list(range(resumed["step"] + 1, steps[-1] + 1))
+    assert read_request(again).seed == read_request(started.folder).seed
+    assert not kept.exists() and not (again / CHECKPOINTS).exists()
 
 
 def test_close_the_app_while_training_and_reopen_it(real_workspace: Workspace) -> None:
