@@ -342,6 +342,26 @@ def settle(workspace: Workspace) -> list[Run]:
         return [_close(workspace, run, RunState.FAILED, said)]
 
 
+def take_in_so_far(workspace: Workspace) -> int:
+    """Take in what the run under way has written so far; return how many pairs are new.
+
+    Rows that cannot be read are left to `settle`, which closes the run. Raises Busy or
+    CannotWrite when the database cannot be written.
+    """
+    under_way = run_under_way(workspace)
+    if under_way is None:
+        return 0
+    with db.writing(workspace.engine) as session:
+        run = session.get_one(Run, under_way[0].id)
+        if run.state is not RunState.RUNNING:
+            return 0
+        try:
+            with session.begin_nested():
+                return ingest.take_in_so_far(session, workspace, run, under_way[1])
+        except (ValueError, KeyError, TypeError, OSError):
+            return 0
+
+
 def _being_prepared(run: Run, folder: Path) -> bool:
     """Tell whether whoever claimed the run is still writing its folder."""
     age = time.time() - datetime.fromisoformat(run.created_at).timestamp()
@@ -353,7 +373,7 @@ def _close(workspace: Workspace, run: Run, state: RunState, error: str, status: 
         mine = session.get_one(Run, run.id)
         if mine.state is RunState.RUNNING:
             mine.state, mine.error, mine.ended_at = state, error, now()
-            mine.metrics = {"exit_status": status}
+            mine.metrics = {**(mine.metrics or {}), "exit_status": status}
     folder = workspace.runs / run.folder
     if folder.is_dir() and not read_events(folder)[0]:
         # A trainer that comes to life after it was given up finds this and leaves.

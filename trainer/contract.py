@@ -13,8 +13,12 @@ A run's folder holds, in the order they appear::
     events.jsonl      what is happening, an event a line, appended by trainer
     log.txt           what the libraries say
     checkpoints/      while it trains: what a killed run is gone on from
+    trained.json      round: the manifest of its first half, before candidates are written
     candidates.jsonl, samples.jsonl, evaluation.jsonl, adapter/    results
     manifest.json     written last: without it the run is not finished
+
+candidates.jsonl grows by whole lines while the run goes on; a reader may take what is there. What
+trained.json names (the adapter, its evaluation) is whole and on the disk when it appears.
 
 Paths in a request are relative to the run's folder, so that a workspace can be moved.
 
@@ -67,6 +71,7 @@ LOG = "log.txt"
 LOCK = "trainer.lock"
 MANIFEST = "manifest.json"
 CHECKPOINTS = "checkpoints"
+TRAINED = "trained.json"
 ADAPTER_CARD = "curator_adapter.json"
 
 # Policies: the model without an adapter, with the run's own, with the one it is compared with.
@@ -487,21 +492,21 @@ def read_events(folder: Path, offset: int = 0) -> tuple[list[dict[str, Any]], in
     return events, offset + end
 
 
-def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+def write_manifest(folder: Path, manifest: Mapping[str, Any], name: str = MANIFEST) -> None:
     """Write manifest.json: the last act of a run, after every result is on the disk."""
-    write_whole(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+    write_whole(folder / name, json.dumps(manifest, indent=1, ensure_ascii=False))
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Return the manifest, or None when the run has not finished."""
+def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:
+    """Return the manifest, or None when the run (or, for TRAINED, its first half) has not ended."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise ContractError(f"{folder / MANIFEST}: not JSON ({error}).") from None
+        raise ContractError(f"{folder / name}: not JSON ({error}).") from None
     if not isinstance(manifest, dict):
-        raise ContractError(f"{folder / MANIFEST}: not a JSON object.")
+        raise ContractError(f"{folder / name}: not a JSON object.")
     return manifest
 
 

@@ -14,10 +14,14 @@ from trainer.contract import (
     CANDIDATES,
     COMPARE,
     EVALUATION,
+    REQUEST,
     SAMPLES,
+    TRAINED,
     ContractError,
     Request,
     append_event,
+    sha256_file,
+    write_manifest,
     write_rows,
 )
 
@@ -67,6 +71,10 @@ class Work:
             self.phase("train", self.train)
         if action == "evaluate" or trains:
             self.phase("evaluate", self.evaluate)
+        if action == "round":
+            request_sha256 = sha256_file(self.folder / REQUEST)
+            half = {**self.manifest, "request_sha256": request_sha256, "seconds": self.seconds}
+            write_manifest(self.folder, half, TRAINED)
         if action in ("generate", "round"):
             self.phase("generate", self.generate)
         if action == "duel":

@@ -25,7 +25,7 @@ from curator.safe_text import one_line, visible
 from curator.seat import Seat, take_seat
 from curator.terminal import adapter_text, fit_text, pairs_text
 from curator.tui.judge_screen import JudgeScreen
-from curator.tui.messages import RunChanged, RunEnded, RunEvent
+from curator.tui.messages import PairsCame, RunChanged, RunEnded, RunEvent
 from curator.tui.themes import THEMES
 from curator.verbs import with_keys
 from curator.workspace import Workspace, data_folder
@@ -193,6 +193,8 @@ class CuratorApp(App[None]):
             if worker.is_cancelled:
                 return
             self.post_message(RunEvent(event))
+            if event["event"] == "progress" and event.get("phase") == "generate":
+                self.take_in_so_far()
         if worker.is_cancelled:
             return
         try:
@@ -201,6 +203,20 @@ class CuratorApp(App[None]):
             settled = []
             self.call_from_thread(self.complain, error)
         self.post_message(RunEnded(settled[0] if settled else None))
+
+    def take_in_so_far(self) -> None:
+        """Have the pairs that are written already come next; called in the following thread."""
+        try:
+            made = rounds.take_in_so_far(self.workspace)
+        except CuratorError:
+            return  # busy: with the next replies, or at the end
+        if made:
+            self.post_message(PairsCame())
+
+    def on_pairs_came(self, message: PairsCame) -> None:
+        """Pairs are in the queue while the run goes on."""
+        for screen in self.screen_stack:
+            screen.post_message(RunChanged(pairs=True))
 
     def on_run_event(self, message: RunEvent) -> None:
         """Note what the trainer said and let the screen in front show it."""

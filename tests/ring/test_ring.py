@@ -91,7 +91,7 @@ def test_a_killed_trainer_is_told_and_the_round_starts_again(real_workspace: Wor
     workspace = real_workspace
     work(workspace, "generate")
     judge_all(workspace)
-    more = replace(workspace.config.train, epochs=20, save_steps=1)
+    more = replace(workspace.config.train, epochs=6, save_steps=1)
     workspace = replace(workspace, config=replace(workspace.config, train=more))
     started = rounds.start_run(workspace, "train")
     for event in runs.follow(started.folder):

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.train
 
 SETTINGS = {
     "max_steps": 2, "batch_size": 2, "gradient_accumulation": 2, "learning_rate": 1e-3,
-    "lora_rank": 8, "lora_alpha": 16, "max_length": 256,
+    "lora_rank": 8, "lora_alpha": 16, "max_length": 256, "warmup_ratio": 0.0,
 }  # fmt: skip
 
 
