@@ -29,7 +29,7 @@ from trainer.contract import (
 )
 
 # What of a manifest is kept with its run.
-KEPT = ("train", "held_out", "preferences", "candidates", "samples", "seconds")
+KEPT = ("train", "held_out", "preferences", "candidates", "samples", "seconds", "merged")
 # Steered replies a prompt, with the strategy `contrast`.
 STEERED = ("boundaried", "another")
 

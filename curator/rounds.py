@@ -21,17 +21,16 @@ from sqlalchemy import func
 from sqlmodel import Session, select
 
 from curator import db, ingest, pairing, runs, store, training
-from curator.errors import BadData, Busy, CannotWrite, CuratorError, NotReady
+from curator.errors import Busy, CannotWrite, CuratorError, NotReady
 from curator.exporting.trl import trl_row
 from curator.models import Adapter, AnnotatorKind, Prompt, Run, RunState, now
 from curator.preferences import HUMANS, preferences
-from curator.probes import load_probes, read_probes
+from curator.probes import read_probes
 from curator.safe_text import one_line
 from curator.store import BASE
 from curator.workspace import Workspace
 from trainer.contract import (
     DRIFT,
-    FEWEST_PREFERENCES,
     MEASURE,
     PAIRS,
     PROBES,
@@ -81,12 +80,14 @@ def start_run(
     measure: Sequence[Mapping[str, Any]] = (),
     adapter: str | None = None,
     compare: str | None = None,
+    merge: Mapping[str, Any] | None = None,
 ) -> Started:
     """Start a trainer on a fresh run's folder and return at once.
 
     `prompts`: how many to write candidates for (default: the settings'). `measure`: rows of
     {"id", "prompt"} to sample replies for. `adapter`: whom to evaluate (default: the adapter in
-    use), or a duel's first side; `compare`: its second. Raises NotReady when something needed is
+    use), or a duel's first side; `compare`: its second. `merge`: output, form and card.
+    Raises NotReady when something needed is
     missing, BadData for probes in the training data, and Busy when a run is under way.
     """
     settle(workspace)
@@ -101,6 +102,8 @@ def start_run(
             begun = training.to_go_on_from(session, workspace, inputs.request, inputs.files[PAIRS])
     if begun is not None:
         inputs = replace(inputs, request=begun[1])
+    if merge is not None:
+        inputs = replace(inputs, request=replace(inputs.request, **merge))
     if measure:
         inputs.files[MEASURE] = measure
     run = _new_run(workspace, inputs.request)
@@ -142,7 +145,7 @@ def _prepare(
     if evaluates:
         files, left_out = _measured_with(session, workspace, kinds)
     if trains:
-        _check_preferences(workspace, files[PAIRS], left_out)
+        training.check_preferences(workspace, files[PAIRS], left_out)
     if action in ("generate", "round"):
         wanted = count or config.round.prompts
         files[PROMPTS] = _prompt_rows(store.prompts_for_round(session, wanted, _order(workspace)))
@@ -215,6 +218,8 @@ def _sides(
             first = current
         case "train" | "round":
             first, second = current if chained else None, current
+        case "merge":
+            first = store.adapter_named(session, adapter or BASE)
         case "evaluate":
             first = store.adapter_named(session, adapter) if adapter else current
             second = current if current and (first is None or first.id != current.id) else None
@@ -226,33 +231,6 @@ def _sides(
         if side is not None:
             named |= {name: f"../../{side.folder}", f"{name}_sha256": side.sha256}
     return named
-
-
-def _check_preferences(
-    workspace: Workspace, rows: Sequence[Mapping[str, Any]], left_out: Counter[str]
-) -> None:
-    """Refuse to train on too little, or on what a model is measured with."""
-    if len(rows) < FEWEST_PREFERENCES:
-        raise NotReady(
-            f"{len(rows)} preferences so far; a round needs at least {FEWEST_PREFERENCES}. "
-            + _why_few(left_out)
-        )
-    index = load_probes(workspace.probes.parent)
-    for row in rows:
-        probe = index.near(row["prompt"])
-        if probe is not None:
-            raise BadData(
-                f"the preference {row['id']} answers the probe {probe}, or nearly: what a model "
-                "is measured with must not be what it learns from. Take the probe out of "
-                f"{workspace.probes}, or judge that pair again with a skip."
-            )
-
-
-def _why_few(left_out: Counter[str]) -> str:
-    if not left_out:
-        return "Judge more pairs with: curator annotate"
-    what = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in sorted(left_out.items()))
-    return f"Not counted: {what}. Judge more pairs with: curator annotate"
 
 
 def _new_run(workspace: Workspace, request: Request) -> Run:

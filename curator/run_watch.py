@@ -12,6 +12,7 @@ PHASES = {
     "evaluate": "evaluating",
     "generate": "writing replies",
     "measure": "measuring",
+    "merge": "merging",
 }
 BARS = "▁▂▃▄▅▆▇█"
 

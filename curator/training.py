@@ -14,13 +14,16 @@ from typing import Any
 
 from sqlmodel import Session, col, select
 
+from curator.errors import BadData, NotReady
 from curator.models import AnnotatorKind, Run, RunState
 from curator.preferences import Preference
+from curator.probes import load_probes
 from curator.repeats import repeated
 from curator.statistics import flip_rate
 from curator.workspace import Workspace
 from trainer.contract import (
     CHECKPOINTS,
+    FEWEST_PREFERENCES,
     PAIRS,
     ContractError,
     Request,
@@ -28,6 +31,33 @@ from trainer.contract import (
     read_request,
     read_rows,
 )
+
+
+def check_preferences(
+    workspace: Workspace, rows: Sequence[Mapping[str, Any]], left_out: Counter[str]
+) -> None:
+    """Refuse to train on too little, or on what a model is measured with."""
+    if len(rows) < FEWEST_PREFERENCES:
+        raise NotReady(
+            f"{len(rows)} preferences so far; a round needs at least {FEWEST_PREFERENCES}. "
+            + _why_few(left_out)
+        )
+    index = load_probes(workspace.probes.parent)
+    for row in rows:
+        probe = index.near(row["prompt"])
+        if probe is not None:
+            raise BadData(
+                f"the preference {row['id']} answers the probe {probe}, or nearly: what a model "
+                "is measured with must not be what it learns from. Take the probe out of "
+                f"{workspace.probes}, or judge that pair again with a skip."
+            )
+
+
+def _why_few(left_out: Counter[str]) -> str:
+    if not left_out:
+        return "Judge more pairs with: curator annotate"
+    what = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in sorted(left_out.items()))
+    return f"Not counted: {what}. Judge more pairs with: curator annotate"
 
 
 def measured(

@@ -90,11 +90,14 @@ class Attempts:
             try:
                 return self._once(base, settings, attempt, found)
             except dpo.NoNumber:
-                checkpoints.remove(self.folder)  # to go on from these leads there again
+                if is_first():
+                    checkpoints.remove(self.folder)  # to go on from these leads there again
                 raise
             except Exception as error:
                 less = with_less_memory(settings, self.device)
                 if not out_of_memory(error) or attempt == MOST or less is None:
+                    raise
+                if world_size() > 1:  # the others wait for this one in the middle of a step
                     raise
             # Past the except block, so that no traceback holds the tensors of the attempt.
             take_off(base)

@@ -52,7 +52,7 @@ from typing import Any, Literal
 
 SCHEMA = 1
 
-Action = Literal["train", "evaluate", "generate", "round", "duel"]
+Action = Literal["train", "evaluate", "generate", "round", "duel", "merge"]
 Strategy = Literal["contrast", "sample"]
 Message = dict[str, str]
 T = typing.TypeVar("T")
@@ -259,6 +259,12 @@ class Request:
     """As adapter_sha256."""
     output_adapter: str = "adapter"
     """Where train and round publish the new adapter, relative to the run's folder."""
+    output: str | None = None
+    """merge: the folder to make, relative to the run's folder, or absolute."""
+    form: Literal["merged", "ollama"] = "merged"
+    """merge: ollama puts a Modelfile into it."""
+    card: str | None = None
+    """merge: the text of its README.md; none: a short one."""
     pairs: str = PAIRS
     prompts: str = PROMPTS
     measure: str | None = None

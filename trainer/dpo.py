@@ -29,6 +29,7 @@ from trainer.contract import (
     sha256_rows,
 )
 from trainer.model import LORA_TARGETS, TRAINED, Device, fit_messages, has_system_role
+from trainer.processes import world_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -253,6 +254,8 @@ def _arguments(
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=on_gpu,
+        ddp_backend=None if on_gpu or world_size() == 1 else "gloo",
+        ddp_find_unused_parameters=False if world_size() > 1 else None,
     )
 
 

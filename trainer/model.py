@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.contract import ADAPTER_CARD, ContractError, Message, Request, sha256_file
+from trainer.processes import local_rank
 
 if TYPE_CHECKING:
     import torch
@@ -141,7 +142,7 @@ def load_base(request: Request, folder: Path, device: Device) -> PreTrainedModel
         folder,
         config=config,
         dtype=device.dtype,
-        device_map={"": 0 if device.kind == "cuda" else "cpu"},
+        device_map={"": local_rank() if device.kind == "cuda" else "cpu"},
         attn_implementation="sdpa",
         local_files_only=True,
         trust_remote_code=False,

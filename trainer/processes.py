@@ -36,6 +36,15 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
+def part() -> None:
+    """Leave the group of processes once training is over: the first goes on alone."""
+    import torch.distributed as dist
+
+    if world_size() > 1 and dist.is_available() and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def _number(name: str, default: int) -> int:
     value = os.environ.get(name, "")
     return int(value) if value.isdecimal() else default

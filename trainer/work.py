@@ -24,6 +24,7 @@ from trainer.contract import (
     write_manifest,
     write_rows,
 )
+from trainer.processes import is_first, part, world_size
 
 if TYPE_CHECKING:
     from trainer.dpo import Preferences
@@ -52,7 +53,9 @@ class Work:
         self.inputs: Inputs
 
     def emit(self, event: str, **values: Any) -> None:
-        """Append an event to the run's file and print it."""
+        """Append an event to the run's file and print it; the first process does so for all."""
+        if not is_first():
+            return
         row = append_event(self.folder, event, **values)
         if not self.deaf:
             try:
@@ -66,9 +69,14 @@ class Work:
         action = self.request.action
         trains = action in ("train", "round")
         self.check(trains)
+        if action == "merge":
+            self.phase("merge", self.merge)
+            return
         self.phase("load", self.load)
         if trains:
             self.phase("train", self.train)
+        if not is_first():
+            return
         if action == "evaluate" or trains:
             self.phase("evaluate", self.evaluate)
         if action == "round":
@@ -94,6 +102,11 @@ class Work:
         from trainer import model
 
         request = self.request
+        if world_size() > 1 and not trains:
+            raise ContractError(
+                f"{request.action} runs in one process; {world_size()} were started. Start it as "
+                "python -m trainer RUN_DIR."
+            )
         if trains and request.adapter and request.train.strategy == "anchored":
             raise ContractError(
                 "an anchored round starts from the base model: leave adapter out of "
@@ -128,6 +141,13 @@ class Work:
         if path is None:
             return None
         return model.check_adapter(self.folder / path, self.request.model, self.base_sha256, sha256)
+
+    def merge(self) -> None:
+        from trainer import merge
+
+        target = merge.check_output(self.request, self.folder, self.base)
+        shas = self.base_sha256, str(self.adapter_sha256)
+        self.manifest["merged"] = merge.merge(self.request, self.folder, self.base, shas, target)
 
     def load(self) -> None:
         from transformers import set_seed
@@ -166,6 +186,9 @@ class Work:
         parent_sha256 = self.adapter_sha256
         trained = attempts.train(self.model)
         self.model = trained.model
+        part()
+        if not is_first():
+            return
         target = self.folder / request.output_adapter
         self.adapter_sha256 = dpo.publish_adapter(
             self.model, request, self.base_sha256, self.preferences, target, parent_sha256
