@@ -123,6 +123,28 @@ def test_a_killed_trainer_is_told_and_the_round_starts_again(real_workspace: Wor
     assert not kept.exists() and not (again / CHECKPOINTS).exists()
 
 
+def test_the_first_pair_can_be_judged_before_the_last_reply_is_written(
+    real_workspace: Workspace,
+) -> None:
+    slow = replace(real_workspace.config.generate, batch_size=2, max_new_tokens=60)
+    workspace = replace(real_workspace, config=replace(real_workspace.config, generate=slow))
+    started = rounds.start_run(workspace, "generate")
+    deadline = time.monotonic() + 90
+    while not (made := rounds.take_in_so_far(workspace)):
+        assert time.monotonic() < deadline and runs.alive(started.folder)
+        time.sleep(0.01)
+    seat = take_seat(workspace, "anna", new_uuid())
+    pair = seat.next()
+    assert pair is not None
+    seat.judge(pair.pair_id, Said(Verdict.LEFT, 1), new_uuid())
+    assert runs.alive(started.folder) and read_manifest(started.folder) is None
+    run = terminal.follow_run(workspace, started.folder, show=False)
+    with db.reading(workspace.engine) as session:
+        pairs = session.exec(select(Pair)).all()
+    assert made < len(pairs) == (run.metrics or {})["pairs"]["made"]
+    assert len({pair.prompt_id for pair in pairs}) == len(pairs)
+
+
 def test_close_the_app_while_training_and_reopen_it(real_workspace: Workspace) -> None:
     workspace = real_workspace
     work(workspace, "generate")
