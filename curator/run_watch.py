@@ -50,6 +50,7 @@ class RunWatch:
                 for curve in (self.loss, self.margin, self.accuracy):
                     del curve[int(event["step"]) :]
                 self.times = []
+                self.warnings.append(str(event.get("message")))
             case "progress":
                 self.done, self.total = int(event["done"]), int(event["total"])
                 self.times.append(float(event["time"]))

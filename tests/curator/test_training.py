@@ -15,6 +15,7 @@ from curator.judgments import Said
 from curator.models import AdapterStatus, Pair, RunState, Verdict, new_uuid
 from curator.preferences import HUMANS, preferences
 from curator.repeats import repeated
+from curator.run_watch import RunWatch
 from curator.seat import take_seat
 from curator.workspace import Workspace, create_workspace
 from tests.conftest import AddPairs
@@ -129,3 +130,17 @@ def test_a_chained_round_goes_on_with_the_adapter_in_use(
     # Replay: all preferences so far, as in an anchored round.
     assert len(list(read_rows(folder / "pairs.jsonl"))) == 12
     wait(place, folder)
+
+
+def test_the_curves_of_a_run_that_goes_on_have_each_step_once() -> None:
+    watch = RunWatch("train")
+
+    def step(number: int) -> None:
+        watch.take({"event": "step", "step": number, "steps": 9, "loss": number, "time": 0.0})
+
+    for number in range(1, 8):
+        step(number)
+    said = "goes on from the checkpoint of step 5."
+    watch.take({"event": "resumed", "step": 5, "message": said})
+    step(6)
+    assert watch.loss == [1, 2, 3, 4, 5, 6] and watch.warnings == [said]

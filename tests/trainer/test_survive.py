@@ -20,6 +20,7 @@ from tests.trainer.conftest import GENERATE, PROMPTS, manifest_of, preference_ro
 from trainer import checkpoints, contract, dpo, model
 from trainer.__main__ import perform
 from trainer.contract import ADAPTER_CARD, TrainSettings
+from trainer.work import Work
 
 pytestmark = [
     pytest.mark.train,
@@ -86,6 +87,27 @@ def test_a_killed_training_goes_on_and_comes_out_as_if_it_had_not_been(
     assert last - begun["killed"] <= 3 and begun["damaged"] == begun["killed"] - 3
     (warning,) = [w for w in events(damaged, "warning") if "checkpoint" in w["message"]]
     assert "is broken (optimizer.pt is not what was written); passed over" in warning["message"]
+
+
+def test_a_run_killed_after_training_takes_no_step_again(
+    tmp_path: Path, gemma: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run_folder(
+        tmp_path / "run", preference_rows(9, split="train"), action="train", model=str(gemma),
+        train={**SETTINGS, "max_steps": 4},
+    )  # fmt: skip
+
+    def ended(self: Work) -> None:
+        raise SystemExit(143)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Work, "evaluate", ended)
+        assert perform(folder) == 143
+    sha256 = contract.sha256_file(folder / "adapter" / "adapter_model.safetensors")
+    assert perform(folder) == 0
+    assert [e["step"] for e in events(folder, "step")] == [1, 2, 3, 4]
+    assert manifest_of(folder)["adapter"]["sha256"] == sha256
+    assert manifest_of(folder)["train"]["steps"] == 4
 
 
 def test_a_checkpoint_of_other_rows_or_settings_is_passed_over(tmp_path: Path) -> None:
