@@ -15,7 +15,7 @@ import pytest
 from sqlmodel import select
 from textual.pilot import Pilot
 
-from curator import db, rounds, runs, store, terminal, workflow
+from curator import db, exports, rounds, runs, store, terminal, workflow
 from curator.judgments import Said
 from curator.models import Adapter, Candidate, Pair, Run, RunState, Verdict, new_uuid
 from curator.seat import take_seat
@@ -81,6 +81,13 @@ def test_two_rounds(real_workspace: Workspace, gemma: Path) -> None:
         assert len(moved) == 14  # lora_B starts at zero
         assert sha256_file(gemma / "model.safetensors") == base
         judge_all(workspace)
+    started, target = exports.start_merge(workspace, adapter.name, "merged", None)
+    merging = terminal.follow_run(workspace, started.folder, show=False)
+    assert merging.state is RunState.FINISHED and (merging.metrics or {})["merged"]["bytes"] > 0
+    assert {"config.json", "model.safetensors", "README.md", "tokenizer.json"} <= {
+        path.name for path in target.iterdir()
+    }
+    assert adapter.sha256 in (target / "README.md").read_text(encoding="utf-8")
     # Anchored: the second round trained on everything so far, from the base.
     assert len(list(read_rows(folder / "pairs.jsonl"))) > 12
     assert read_request(folder).adapter is None
