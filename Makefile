@@ -11,7 +11,7 @@ SPREAD := -n auto --dist loadfile --no-loadscope-reorder
 help:
 	@echo "make demo    try it: a tiny model, the whole ring (no GPU, no network once set up)"
 	@echo "make test    every test"
-	@echo "make test-long  what takes minutes more: the gates over five seeds"
+	@echo "make test-long  what takes minutes more: the gates over five seeds, 100 kills"
 	@echo "make check   format, lint, types, import rules, README map"
 	@echo "make fix     put format and lint right where a tool can"
 

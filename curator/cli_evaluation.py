@@ -1,9 +1,10 @@
-"""The commands that tell whether it gets better: evaluate, duel, adapter."""
+"""The commands that tell whether it gets better, and those of an adapter."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,12 +19,16 @@ NameArgument = Annotated[
     str, typer.Argument(metavar="NAME", help="As curator adapter list has it.")
 ]
 
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="DIR", help="The folder to make.")
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     app.command(short_help="Measure an adapter: figures with n and interval.")(evaluate)
     app.command(short_help="Compare two adapters blind, or show the results.")(duel)
-    app.add_typer(adapter_app, name="adapter", short_help="Accept, refuse, roll back.")
+    app.add_typer(adapter_app, name="adapter", short_help="Accept, refuse, roll back, export.")
 
 
 def evaluate(
@@ -173,6 +178,55 @@ def rollback(workspace: WorkspaceOption = None) -> None:
     from curator import adapters
 
     _say(adapters.rollback(_settled(workspace_at(workspace))))
+
+
+@adapter_app.command(short_help="One model of adapter and base.")
+def merge(
+    name: NameArgument, output: OutputOption = None, workspace: WorkspaceOption = None
+) -> None:
+    """Example: curator adapter merge adapter-0004 --output ~/models/kinder
+
+    Merge an adapter into its base, in bf16 on the CPU, as a plain transformers model with a model
+    card. It takes memory and disk for the whole model in bf16 (a 4B model: 8 GB of each).
+    """
+    _merge(workspace_at(workspace), name, "merged", output)
+
+
+@adapter_app.command(short_help="A folder for others: peft, merged, ollama.")
+def export(
+    name: NameArgument,
+    to: Annotated[str, typer.Option("--to", metavar="FORM", help="peft, merged or ollama.")],
+    output: OutputOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Example: curator adapter export adapter-0004 --to ollama
+
+    Make a folder with a model card: the adapter as PEFT has it, or merged into its base, or that
+    with a Modelfile for Ollama.
+    """
+    place = workspace_at(workspace)
+    if to == "peft":
+        from curator.exports import export_peft
+
+        talk(f"{export_peft(_settled(place), name, output)} is written.")
+    elif to in ("merged", "ollama"):
+        _merge(place, name, "ollama" if to == "ollama" else "merged", output)
+    else:
+        raise typer.BadParameter(
+            f"{to!r} is not known; known: peft, merged, ollama", param_hint="--to"
+        )
+
+
+def _merge(
+    place: Workspace, name: str, form: Literal["merged", "ollama"], output: Path | None
+) -> None:
+    from curator import terminal
+    from curator.exports import start_merge
+
+    started, target = start_merge(_settled(place), name, form, output)
+    run = terminal.follow_run(place, started.folder)
+    size = (run.metrics or {})["merged"]["bytes"]
+    talk(f"{target} is written ({size / 1e9:.2f} GB).")
 
 
 def _settled(place: Workspace) -> Workspace:

@@ -40,6 +40,9 @@ class RoundConfig:
     """How an adapter's are made: as it would really answer."""
     held_out_share: float = 0.2
     """Share of prompts never trained on, decided when a prompt is imported."""
+    strength: Literal["any", "clear"] = "any"
+    """clear: picks said to be slight are not trained on. DPO as TRL has it knows no weight a pair,
+    so strength can only choose."""
 
     def __post_init__(self) -> None:
         if self.prompts < 1:

@@ -6,7 +6,6 @@ Everything read here was written by a model or lay in a folder: checked, capped,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,66 +14,122 @@ from sqlmodel import Session, col, select
 from curator import gates, pairing, queue, store
 from curator.evaluation import figures
 from curator.evaluation_rows import read_evaluation
-from curator.importing.prompts import SURROGATE
 from curator.models import Adapter, AdapterStatus, Candidate, Pair, Prompt, Purpose, Round, Run
-from curator.safe_text import too_long
+from curator.replies import Found, Rows, make_pair, read_candidates, whole_rows
 from curator.workspace import Workspace
 from trainer.contract import (
     CANDIDATES,
     PROBES,
-    PROMPTS,
+    TRAINED,
     ContractError,
+    read_manifest,
     read_request,
     read_rows,
     sha256_file,
-    sha256_text,
 )
 
-OPTIONAL: dict[str, type] = {
-    "model": str, "model_sha256": str, "steer": str, "system_prompt": str, "sampling": dict,
-    "seed": int, "template_sha256": str, "tokens": int, "finish_reason": str,
-}  # fmt: skip
-Found = list[tuple[Prompt, list[Candidate]]]
+# What of a manifest is kept with its run.
+KEPT = ("train", "held_out", "preferences", "candidates", "samples", "seconds", "merged")
+# Steered replies a prompt, with the strategy `contrast`.
+STEERED = ("boundaried", "another")
 
 
 def take_in(
     session: Session, workspace: Workspace, run: Run, folder: Path, manifest: dict[str, Any]
 ) -> None:
     """Add a finished run's results. Raises ContractError (a ValueError) on malformed ones."""
-    if run.request_sha256 and manifest.get("request_sha256") != run.request_sha256:
-        raise ContractError(f"{folder.name}/manifest.json answers another request.")
-    run.metrics = {
-        name: manifest[name]
-        for name in ("train", "held_out", "preferences", "candidates", "samples", "seconds")
-        if name in manifest
-    }
-    if "evaluation" in manifest:
-        measured = _measured(session, run, folder, manifest)
-        run.metrics = {**run.metrics, "evaluation": measured}
-    adapter = None
-    if "adapter" in manifest:
-        adapter = _add_adapter(session, workspace, run, folder, manifest)
-        run.adapter_id = adapter.id
-    elif run.action == "evaluate" and run.adapter_id is not None:
-        evaluated = session.get_one(Adapter, run.adapter_id)
-        names = ("evaluation", "held_out")
-        newer: dict[str, Any] = {k: run.metrics[k] for k in names if k in run.metrics}
-        evaluated.metrics = {**(evaluated.metrics or {}), **newer}
+    adapter = _take_in_adapter(session, workspace, run, folder, manifest)
+    run.metrics = {**(run.metrics or {}), **{n: manifest[n] for n in KEPT if n in manifest}}
     if "candidates" not in manifest:
         return
     if run.action == "duel":
         run.metrics = {**run.metrics, "pairs": add_duel(session, workspace, run, folder)}
         return
+    used = adapter is None or adapter.status is AdapterStatus.CURRENT
+    _take_in_candidates(session, workspace, run, folder, list(read_rows(folder / CANDIDATES)), used)
+
+
+def take_in_so_far(session: Session, workspace: Workspace, run: Run, folder: Path) -> int:
+    """Add the pairs whose candidates a run under way has written; return how many are new.
+
+    Of a round only once its adapter is trained, measured and in use. Whatever becomes of the run,
+    what was taken in stays: each candidate was whole when it was read. Raises ContractError on
+    malformed rows.
+    """
+    if run.action not in ("generate", "round") or not (folder / CANDIDATES).exists():
+        return 0
+    if run.action == "round":
+        trained = read_manifest(folder, TRAINED)
+        if trained is None:
+            return 0
+        adapter = _take_in_adapter(session, workspace, run, folder, trained)
+        if adapter is None or adapter.status is not AdapterStatus.CURRENT:
+            return 0
+    settings = read_request(folder).generate
+    replies = len(STEERED) if settings.strategy == "contrast" else settings.samples
+    rows = whole_rows(folder / CANDIDATES)
+    written = Counter(row.get("prompt_id") for _, row in rows)
+    complete = [(n, row) for n, row in rows if written[row.get("prompt_id")] == replies]
+    return _take_in_candidates(session, workspace, run, folder, complete, True, so_far=True)
+
+
+def _take_in_adapter(
+    session: Session, workspace: Workspace, run: Run, folder: Path, manifest: dict[str, Any]
+) -> Adapter | None:
+    """Add a run's figures and its new adapter, unless they are there already; return it."""
+    if run.request_sha256 and manifest.get("request_sha256") != run.request_sha256:
+        raise ContractError(f"{folder.name}/manifest.json answers another request.")
+    if "adapter" in (run.metrics or {}):
+        return session.get_one(Adapter, run.adapter_id)
+    run.metrics = {
+        **(run.metrics or {}), **{name: manifest[name] for name in KEPT if name in manifest}
+    }  # fmt: skip
+    if "evaluation" in manifest:
+        measured = _measured(session, run, folder, manifest)
+        run.metrics = {**run.metrics, "evaluation": measured}
+    if "adapter" in manifest:
+        adapter = _add_adapter(session, workspace, run, folder, manifest)
+        run.adapter_id = adapter.id
+        return adapter
+    if run.action == "evaluate" and run.adapter_id is not None:
+        evaluated = session.get_one(Adapter, run.adapter_id)
+        names = ("evaluation", "held_out")
+        newer: dict[str, Any] = {k: run.metrics[k] for k in names if k in run.metrics}
+        evaluated.metrics = {**(evaluated.metrics or {}), **newer}
+    return None
+
+
+def _take_in_candidates(
+    session: Session,
+    workspace: Workspace,
+    run: Run,
+    folder: Path,
+    rows: Rows,
+    used: bool,
+    so_far: bool = False,
+) -> int:
+    """Add candidates of prompts that have none of this run yet, and their pairs; return how many.
+
+    Not `used`: the adapter is not, so the candidates are kept and no pairs are made. Pairs come
+    in the order of the request, or, `so_far`, as their candidates are done.
+    """
+    already = session.exec(select(Candidate.prompt_id).where(Candidate.run_id == run.id))
     left_out: Counter[str] = Counter()
-    found = _candidates(session, run, folder, left_out, lambda row: run.adapter_id)
+    writer = lambda row: run.adapter_id  # noqa: E731
+    found = read_candidates(session, run, folder, rows, left_out, writer, set(already), so_far)
     for prompt, _ in found:
         prompt.asked += 1
-    pairs: dict[str, Any] = {"strategy": read_request(folder).generate.strategy}
-    if adapter is None or adapter.status is AdapterStatus.CURRENT:
+    before = (run.metrics or {}).get("pairs", {})
+    pairs = {**before, "strategy": read_request(folder).generate.strategy}
+    made = 0
+    if used:
         made = _open_round(session, workspace, run, found, left_out, pairs["strategy"])
-    else:
-        made, pairs["held_back"] = 0, True
-    run.metrics = {**run.metrics, "pairs": {**pairs, "made": made, "left_out": dict(left_out)}}
+    elif found:
+        pairs["held_back"] = True
+    pairs["made"] = before.get("made", 0) + made
+    pairs["left_out"] = dict(Counter(before.get("left_out", {})) + left_out)
+    run.metrics = {**(run.metrics or {}), "pairs": pairs}
+    return made
 
 
 def _measured(session: Session, run: Run, folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -148,15 +203,27 @@ def open_held_back(session: Session, workspace: Workspace, adapter: Adapter) -> 
         written = select(Candidate).where(Candidate.run_id == run.id).order_by(col(Candidate.id))
         for candidate in session.exec(written).all():
             replies.setdefault(candidate.prompt_id, []).append(candidate)
-        found = [(session.get_one(Prompt, number), each) for number, each in replies.items()]
+        shown = _in_pairs(session, run)  # made while the run went on, before it was refused
+        found = [
+            (session.get_one(Prompt, number), each)
+            for number, each in replies.items()
+            if not any(candidate.id in shown for candidate in each)
+        ]
         found.sort(key=lambda f: pairing.side_seed(workspace.config.seed, f[0].sha256))
         left_out = Counter(pairs["left_out"])
         opened = _open_round(session, workspace, run, found, left_out, pairs["strategy"])
         rest = {name: value for name, value in pairs.items() if name != "held_back"}
-        rest |= {"made": opened, "left_out": dict(left_out)}
+        rest |= {"made": pairs["made"] + opened, "left_out": dict(left_out)}
         run.metrics = {**(run.metrics or {}), "pairs": rest}
         made += opened
     return made
+
+
+def _in_pairs(session: Session, run: Run) -> set[int | None]:
+    """Return the candidates of a run that are in a pair."""
+    mine = select(Candidate.id).where(Candidate.run_id == run.id)
+    rows = session.exec(select(Pair.left_id, Pair.right_id).where(col(Pair.left_id).in_(mine)))
+    return {number for row in rows for number in row}
 
 
 # --- candidates and pairs -------------------------------------------------------------------------
@@ -181,7 +248,7 @@ def _open_round(
     run.round_id = newest.id
     position, made = queue.last_position(session, newest.id), 0
     for prompt, candidates in found:
-        pair = _pair(workspace, newest.id, prompt, candidates, left_out)
+        pair = make_pair(workspace, newest.id, prompt, candidates, left_out)
         if pair is not None:
             position += queue.POSITION_STEP
             pair.position = position
@@ -190,92 +257,6 @@ def _open_round(
     newest.pairs += made
     newest.left_out = dict(Counter(newest.left_out or {}) + left_out)
     return made
-
-
-def _candidates(
-    session: Session,
-    run: Run,
-    folder: Path,
-    left_out: Counter[str],
-    writer: Callable[[dict[str, Any]], int | None],
-) -> Found:
-    """Return the run's prompts with their candidates, in the order of the request.
-
-    `writer` tells which adapter wrote a row. A reply over the size that is kept is left out and
-    counted.
-    """
-    path = folder / CANDIDATES
-    order = [int(row["id"]) for _, row in read_rows(folder / PROMPTS)]
-    found: dict[int, list[Candidate]] = {prompt_id: [] for prompt_id in order}
-    for number, row in read_rows(path):
-        try:
-            prompt_id = int(_field(row, "prompt_id", str))
-            text = SURROGATE.sub("\ufffd", _field(row, "text", str))
-            candidate = Candidate(
-                prompt_id=prompt_id,
-                text=text,
-                sha256=sha256_text(text),
-                adapter_id=writer(row),
-                run_id=run.id,
-                **{name: _field(row, name, kind, None) for name, kind in OPTIONAL.items()},
-            )
-        except ValueError as error:
-            raise ContractError(f"{path}, line {number}: {error}") from None
-        if prompt_id not in found:
-            raise ContractError(f"{path}, line {number}: a reply to no prompt of this run.")
-        if too_long(text):
-            left_out["too long"] += 1
-            continue
-        session.add(candidate)
-        found[prompt_id].append(candidate)
-    session.flush()
-    return [(session.get_one(Prompt, number), each) for number, each in found.items()]
-
-
-def _field(row: dict[str, Any], name: str, kind: type, default: Any = ...) -> Any:
-    """Return a field of a row if it is of its kind, whole numbers within 64 bits."""
-    value = row.get(name, default)
-    if value is None and default is None:
-        return None
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise ValueError(f"{name} is no {kind.__name__}.")
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise ValueError(f"{name} is too large.")
-    return value
-
-
-def _pair(
-    workspace: Workspace,
-    round_id: int,
-    prompt: Prompt,
-    candidates: list[Candidate],
-    left_out: Counter[str],
-    purpose: Purpose = Purpose.TRAIN,
-) -> Pair | None:
-    """Return the pair of a prompt's candidates, or count why there is none."""
-    chosen = pairing.choose_two([candidate.text for candidate in candidates])
-    if chosen is None:
-        written = [c for c in candidates if c.text.strip()]
-        left_out["near-identical" if len(written) > 1 else "not answered"] += 1
-        return None
-    first, second = candidates[chosen[0]], candidates[chosen[1]]
-    seed = pairing.side_seed(
-        workspace.config.seed, prompt.sha256, str(round_id), *sorted((first.sha256, second.sha256))
-    )
-    assert prompt.id is not None and first.id is not None and second.id is not None
-    # Drawn from what they say, not from the order they were written in: that order is the steer's.
-    low, high = sorted((first, second), key=lambda c: (c.sha256, c.id))
-    left, right = pairing.draw_sides(low.id or 0, high.id or 0, seed)
-    return Pair(
-        prompt_id=prompt.id,
-        left_id=left,
-        right_id=right,
-        side_seed=seed,
-        purpose=purpose,
-        round_id=round_id,
-        position=0,
-        distance=chosen[2],
-    )
 
 
 # --- duels ---------------------------------------------------------------------------------------
@@ -304,13 +285,14 @@ def add_duel(session: Session, workspace: Workspace, run: Run, folder: Path) -> 
             raise ValueError("adapter_sha256 is not that of the side's adapter.")
         return by.id if by else None
 
+    rows = list(read_rows(folder / CANDIDATES))
     left_out: Counter[str] = Counter()
     duels: list[Pair] = []
-    for prompt, candidates in _candidates(session, run, folder, left_out, writer):
+    for prompt, candidates in read_candidates(session, run, folder, rows, left_out, writer, set()):
         if len(candidates) != 2 or candidates[0].adapter_id == candidates[1].adapter_id:
             left_out["not answered"] += 1
             continue
-        pair = _pair(workspace, newest.id, prompt, candidates, left_out, Purpose.DUEL)
+        pair = make_pair(workspace, newest.id, prompt, candidates, left_out, Purpose.DUEL)
         duels += [pair] if pair is not None else []
     queue.mix_in(session, newest.id, duels, pairing.side_seed(workspace.config.seed, run.uuid))
     newest.pairs += len(duels)

@@ -211,19 +211,19 @@ def _changed_texts(session: Session, erased: dict[str, set[int]]) -> list[str]:
     ]
 
 
-@functools.cache
-def standing() -> ColumnElement[bool]:
-    """Whether a judgment is the newest of its pair and annotator, and not a retraction.
+@functools.lru_cache(maxsize=8)
+def standing(judgment: type[Judgment] = Judgment) -> ColumnElement[bool]:
+    """Whether a judgment (or its alias) is the newest of pair and annotator, no retraction.
 
     Made once: building it, and an alias above all, costs more than the query it goes into.
     """
     newer = aliased(Judgment)
     superseded = exists().where(
-        col(newer.pair_id) == col(Judgment.pair_id),
-        col(newer.annotator_id) == col(Judgment.annotator_id),
-        col(newer.revision) > col(Judgment.revision),
+        col(newer.pair_id) == col(judgment.pair_id),
+        col(newer.annotator_id) == col(judgment.annotator_id),
+        col(newer.revision) > col(judgment.revision),
     )
-    return and_(col(Judgment.verdict) != Verdict.RETRACTED, ~superseded)
+    return and_(col(judgment.verdict) != Verdict.RETRACTED, ~superseded)
 
 
 def last_standing(session: Session, annotator_id: int, sitting: str) -> Judgment | None:

@@ -147,6 +147,8 @@ class LineMode:
                 self.say(run.error or run_text(run))
                 if self.pair is None:
                     self.show(self.seat.next())
+            if self.pair is None and rounds.take_in_so_far(self.workspace):
+                self.show(self.seat.next())
         except CuratorError as error:
             self.say(str(error))
 

@@ -6,10 +6,13 @@ Functions take a Session; none of them commits.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 
-from sqlalchemy import exists, func
+from sqlalchemy import and_, exists, func
+from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, delete, select
 
+from curator.judgments import standing
 from curator.models import (
     Annotator,
     AnnotatorKind,
@@ -20,6 +23,7 @@ from curator.models import (
     Pair,
     Purpose,
     Round,
+    Verdict,
 )
 from curator.pairing import side_seed
 from curator.queue import POSITION_STEP, leased
@@ -65,6 +69,34 @@ def drop_repeat(session: Session, pair: Pair, annotator: Annotator, sitting: str
         session.exec(delete(Draft).where(col(Draft.pair_id) == repeat.id))
         session.exec(delete(Lease).where(col(Lease.pair_id) == repeat.id))
         session.delete(repeat)
+
+
+def repeated(session: Session, kinds: Iterable[AnnotatorKind]) -> tuple[int, int]:
+    """Return (how many pairs were picked from twice by one annotator, how often differently).
+
+    Of annotators of these kinds, the judgment that stands of each; a repeat has its sides
+    swapped, so the same side twice is another reply. Ties, both bad and skips do not count.
+    """
+    first, again, original = aliased(Judgment), aliased(Judgment), aliased(Pair)
+    picks = [Verdict.LEFT, Verdict.RIGHT]
+    rows = session.exec(
+        select(first.verdict, again.verdict)
+        .join(Annotator, col(first.annotator_id) == Annotator.id)
+        .join(original, col(first.pair_id) == original.id)
+        .join(Pair, and_(col(Pair.repeat_of) == original.id, col(Pair.purpose) == Purpose.REPEAT))
+        .join(
+            again,
+            and_(col(again.pair_id) == Pair.id, col(again.annotator_id) == first.annotator_id),
+        )
+        .where(
+            standing(first),
+            standing(again),
+            col(first.verdict).in_(picks),
+            col(again.verdict).in_(picks),
+            col(Annotator.kind).in_(list(kinds)),
+        )
+    ).all()
+    return len(rows), sum(one == other for one, other in rows)
 
 
 def add_calibration(session: Session, annotator: Annotator, count: int) -> int:

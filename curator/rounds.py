@@ -20,18 +20,17 @@ from typing import Any
 from sqlalchemy import func
 from sqlmodel import Session, select
 
-from curator import db, ingest, pairing, runs, store
-from curator.errors import BadData, Busy, CannotWrite, CuratorError, NotReady
+from curator import db, ingest, pairing, runs, store, training
+from curator.errors import Busy, CannotWrite, CuratorError, NotReady
 from curator.exporting.trl import trl_row
 from curator.models import Adapter, AnnotatorKind, Prompt, Run, RunState, now
 from curator.preferences import HUMANS, preferences
-from curator.probes import load_probes, read_probes
+from curator.probes import read_probes
 from curator.safe_text import one_line
 from curator.store import BASE
 from curator.workspace import Workspace
 from trainer.contract import (
     DRIFT,
-    FEWEST_PREFERENCES,
     MEASURE,
     PAIRS,
     PROBES,
@@ -81,12 +80,14 @@ def start_run(
     measure: Sequence[Mapping[str, Any]] = (),
     adapter: str | None = None,
     compare: str | None = None,
+    merge: Mapping[str, Any] | None = None,
 ) -> Started:
     """Start a trainer on a fresh run's folder and return at once.
 
     `prompts`: how many to write candidates for (default: the settings'). `measure`: rows of
     {"id", "prompt"} to sample replies for. `adapter`: whom to evaluate (default: the adapter in
-    use), or a duel's first side; `compare`: its second. Raises NotReady when something needed is
+    use), or a duel's first side; `compare`: its second. `merge`: output, form and card.
+    Raises NotReady when something needed is
     missing, BadData for probes in the training data, and Busy when a run is under way.
     """
     settle(workspace)
@@ -96,11 +97,20 @@ def start_run(
         )
     with db.reading(workspace.engine) as session:
         inputs = _prepare(session, workspace, action, prompts, tuple(kinds), adapter, compare)
+        begun = None
+        if action in ("train", "round"):
+            begun = training.to_go_on_from(session, workspace, inputs.request, inputs.files[PAIRS])
+    if begun is not None:
+        inputs = replace(inputs, request=begun[1])
+    if merge is not None:
+        inputs = replace(inputs, request=replace(inputs.request, **merge))
     if measure:
         inputs.files[MEASURE] = measure
     run = _new_run(workspace, inputs.request)
     try:
         folder = _write_folder(workspace, run, inputs)
+        if begun is not None:
+            training.take_over(begun[0], folder)
         with db.writing(workspace.engine) as session:
             run = session.get_one(Run, run.id)
             run.folder, run.request_sha256 = folder.name, sha256_file(folder / REQUEST)
@@ -135,7 +145,7 @@ def _prepare(
     if evaluates:
         files, left_out = _measured_with(session, workspace, kinds)
     if trains:
-        _check_preferences(workspace, files[PAIRS], left_out)
+        training.check_preferences(workspace, files[PAIRS], left_out)
     if action in ("generate", "round"):
         wanted = count or config.round.prompts
         files[PROMPTS] = _prompt_rows(store.prompts_for_round(session, wanted, _order(workspace)))
@@ -144,7 +154,8 @@ def _prepare(
         files[PROMPTS] = _prompt_rows(drawn)
     if not files.get(PROMPTS, ("none asked for",)):
         raise NotReady("there are no prompts yet. Add some with: curator import prompts FILE")
-    sides = _sides(session, action, current, adapter, compare)
+    chained = trains and config.train.strategy == "chained"
+    sides = _sides(session, action, current, adapter, compare, chained)
     steered = action == "generate" and current is None
     strategy = config.round.first_strategy if steered else config.round.strategy
     request = Request(
@@ -154,7 +165,7 @@ def _prepare(
         quantization=config.model.quantization,
         probes=PROBES if files.get(PROBES) else None,
         drift=DRIFT if files.get(DRIFT) else None,
-        train=config.train,
+        train=training.measured(session, config.train, kinds) if trains else config.train,
         generate=replace(config.generate, strategy=strategy),
         adapter=sides.get("adapter"),
         adapter_sha256=sides.get("adapter_sha256"),
@@ -169,6 +180,7 @@ def _measured_with(
 ) -> tuple[dict[str, Sequence[Mapping[str, Any]]], Counter[str]]:
     """Return the preferences, probes and held-out prompts, by file, and what gave no preference."""
     found, left_out = preferences(session, kinds)
+    found = training.strong_enough(found, workspace.config.round.strength, left_out)
     drift = store.held_out_prompts(session, MOST_DRIFT, _order(workspace))
     files: dict[str, Sequence[Mapping[str, Any]]] = {
         PAIRS: [trl_row(preference) for preference in found],
@@ -193,18 +205,21 @@ def _sides(
     current: Adapter | None,
     adapter: str | None,
     compare: str | None,
+    chained: bool = False,
 ) -> dict[str, str]:
     """Return which adapters a request names, by field.
 
-    A new adapter is compared with the one in use; so is one that is evaluated, unless it is the
-    same.
+    A new adapter is compared with the one in use, and goes on with it when `chained`; one that is
+    evaluated is compared with it unless it is the same.
     """
     first = second = None
     match action:
         case "generate":
             first = current
         case "train" | "round":
-            second = current
+            first, second = current if chained else None, current
+        case "merge":
+            first = store.adapter_named(session, adapter or BASE)
         case "evaluate":
             first = store.adapter_named(session, adapter) if adapter else current
             second = current if current and (first is None or first.id != current.id) else None
@@ -218,33 +233,6 @@ def _sides(
     return named
 
 
-def _check_preferences(
-    workspace: Workspace, rows: Sequence[Mapping[str, Any]], left_out: Counter[str]
-) -> None:
-    """Refuse to train on too little, or on what a model is measured with."""
-    if len(rows) < FEWEST_PREFERENCES:
-        raise NotReady(
-            f"{len(rows)} preferences so far; a round needs at least {FEWEST_PREFERENCES}. "
-            + _why_few(left_out)
-        )
-    index = load_probes(workspace.probes.parent)
-    for row in rows:
-        probe = index.near(row["prompt"])
-        if probe is not None:
-            raise BadData(
-                f"the preference {row['id']} answers the probe {probe}, or nearly: what a model "
-                "is measured with must not be what it learns from. Take the probe out of "
-                f"{workspace.probes}, or judge that pair again with a skip."
-            )
-
-
-def _why_few(left_out: Counter[str]) -> str:
-    if not left_out:
-        return "Judge more pairs with: curator annotate"
-    what = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in sorted(left_out.items()))
-    return f"Not counted: {what}. Judge more pairs with: curator annotate"
-
-
 def _new_run(workspace: Workspace, request: Request) -> Run:
     """Claim the one place there is for a run under way."""
     with db.writing(workspace.engine) as session:
@@ -255,7 +243,7 @@ def _new_run(workspace: Workspace, request: Request) -> Run:
                 "Wait for it: curator annotate shows how far it is."
             )
         newest = store.newest_round(session)
-        named = request.adapter if request.action != "duel" else None
+        named = request.adapter if request.action in ("generate", "evaluate") else None
         adapter = store.adapter_in(session, named) if named else None
         run = Run(
             folder="",
@@ -332,6 +320,26 @@ def settle(workspace: Workspace) -> list[Run]:
         return [_close(workspace, run, RunState.FAILED, said)]
 
 
+def take_in_so_far(workspace: Workspace) -> int:
+    """Take in what the run under way has written so far; return how many pairs are new.
+
+    Rows that cannot be read are left to `settle`, which closes the run. Raises Busy or
+    CannotWrite when the database cannot be written.
+    """
+    under_way = run_under_way(workspace)
+    if under_way is None:
+        return 0
+    with db.writing(workspace.engine) as session:
+        run = session.get_one(Run, under_way[0].id)
+        if run.state is not RunState.RUNNING:
+            return 0
+        try:
+            with session.begin_nested():
+                return ingest.take_in_so_far(session, workspace, run, under_way[1])
+        except (ValueError, KeyError, TypeError, OSError):
+            return 0
+
+
 def _being_prepared(run: Run, folder: Path) -> bool:
     """Tell whether whoever claimed the run is still writing its folder."""
     age = time.time() - datetime.fromisoformat(run.created_at).timestamp()
@@ -343,7 +351,7 @@ def _close(workspace: Workspace, run: Run, state: RunState, error: str, status: 
         mine = session.get_one(Run, run.id)
         if mine.state is RunState.RUNNING:
             mine.state, mine.error, mine.ended_at = state, error, now()
-            mine.metrics = {"exit_status": status}
+            mine.metrics = {**(mine.metrics or {}), "exit_status": status}
     folder = workspace.runs / run.folder
     if folder.is_dir() and not read_events(folder)[0]:
         # A trainer that comes to life after it was given up finds this and leaves.

@@ -12,6 +12,7 @@ PHASES = {
     "evaluate": "evaluating",
     "generate": "writing replies",
     "measure": "measuring",
+    "merge": "merging",
 }
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -44,6 +45,12 @@ class RunWatch:
                 self.margin.append(_number(event.get("rewards/margins")))
                 self.accuracy.append(_number(event.get("rewards/accuracies")))
                 self.times.append(float(event["time"]))
+            case "resumed":
+                # Steps after the checkpoint are taken again.
+                for curve in (self.loss, self.margin, self.accuracy):
+                    del curve[int(event["step"]) :]
+                self.times = []
+                self.warnings.append(str(event.get("message")))
             case "progress":
                 self.done, self.total = int(event["done"]), int(event["total"])
                 self.times.append(float(event["time"]))

@@ -110,6 +110,26 @@ def ratio_interval(first: Sequence[float], second: Sequence[float]) -> tuple[flo
     return ratio, ratio - half, ratio + half
 
 
+# --- how often one judgment is the other way --------------------------------------------------
+
+# Below so many repeats a flip rate is not told from another; above the cap the robust loss, which
+# divides by 1 - 2 * rate, makes noise of few pairs large.
+FEWEST_REPEATS = 30
+MOST_FLIPS = 0.3
+
+
+def flip_rate(disagreeing: int, repeats: int) -> float | None:
+    """Return how often one judgment is flipped, from pairs judged twice; None for too few.
+
+    Two judgments with the same rate e disagree with a share of d = 2 e (1 - e), so that
+    e = (1 - sqrt(1 - 2 d)) / 2; capped at MOST_FLIPS, also where d is one half or above.
+    """
+    if repeats < FEWEST_REPEATS:
+        return None
+    share = disagreeing / repeats
+    return min(MOST_FLIPS, (1 - math.sqrt(max(0.0, 1 - 2 * share))) / 2)
+
+
 # --- the sign test --------------------------------------------------------------------------------
 
 

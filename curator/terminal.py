@@ -29,7 +29,7 @@ def follow_run(workspace: Workspace, folder: Path, show: bool = True) -> Run:
             watch.take(event)
             if line:
                 line.show(watch.line(), final=event["event"] in ("phase", "warning"))
-            if event["event"] == "warning" and show:
+            if event["event"] in ("warning", "resumed") and show:
                 print(f"note: {visible(str(event.get('message')))}", file=sys.stderr)
     except KeyboardInterrupt:
         if line:
@@ -94,6 +94,7 @@ def run_text(run: Run) -> str:
             f"trained {train['steps']} steps on {metrics['preferences']['train']} preferences "
             f"in {metrics['seconds']['train']:.0f} s; last loss {train['loss']:.3f}."
         )
+        lines += [fit_text(metrics["preferences"])] if fit_text(metrics["preferences"]) else []
     held_out = metrics.get("held_out", {})
     if "rewards/accuracies" in held_out:
         lines.append(held_out_text(held_out))
@@ -107,6 +108,17 @@ def run_text(run: Run) -> str:
     if metrics.get("adapter", {}).get("status") in ("proposed", "refused"):
         lines.append(f"Look at it: curator adapter show {metrics['adapter']['name']}")
     return "\n".join(lines)
+
+
+def fit_text(preferences: dict[str, Any]) -> str:
+    """Return in a line how many preferences did not fit train.max_length; empty when all did."""
+    too_long, cut = preferences.get("too_long_left_out", 0), preferences.get("cut", 0)
+    if not too_long + cut:
+        return ""
+    return (
+        f"of the preferences {too_long} were left out because the prompt fills train.max_length, "
+        f"and {cut} were trained on with the end of a reply cut off."
+    )
 
 
 def adapter_text(metrics: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ The real trainer is used by the tests in tests/ring and tests/trainer.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -34,12 +35,75 @@ def main(mode: str, folder: Path) -> int:
         if mode == "failed":
             contract.append_event(folder, "failed", message="the loss is nan at step 3.")
             return 65
+        if mode.startswith("stream"):
+            stream(folder, mode)
         if mode == "garbage":
             (folder / contract.CANDIDATES).write_text('{"text": 3}\n', encoding="utf-8")
         while mode == "hang" or (mode == "wait" and not (folder / "go").exists()):
             time.sleep(0.02)
         finish(folder, mode)
     return 0
+
+
+def stream(folder: Path, mode: str) -> None:
+    """Write candidates as the trainer does, a prompt at a time; half, then wait for a word."""
+    request = contract.read_request(folder)
+    if request.action == "round":
+        (folder / request.output_adapter).mkdir()
+        half = manifest_of_training(folder, request, collusive=mode == "stream-collusive")
+        contract.write_manifest(folder, half, contract.TRAINED)
+    replies = replies_of(folder)
+    half_way = len(replies) // 2 + 1  # the last prompt has one of its two
+    with (folder / contract.CANDIDATES).open("w", encoding="utf-8") as file:
+        for number, row in enumerate(replies):
+            if number == half_way:
+                file.write('{"prompt_id": "1", "te')  # not yet a whole line
+                file.flush()
+                contract.append_event(folder, "progress", phase="generate", done=1, total=2)
+                while not (folder / "go").exists() and not (folder / "die").exists():
+                    time.sleep(0.02)
+                if (folder / "die").exists():
+                    os.kill(os.getpid(), signal.SIGKILL)
+                file.seek(file.tell() - len('{"prompt_id": "1", "te'))
+                file.truncate()
+            file.write(json.dumps(row) + "\n")
+
+
+def replies_of(folder: Path) -> list[dict[str, object]]:
+    rows = [row for _, row in contract.read_rows(folder / contract.PROMPTS)]
+    number = 2 if contract.read_request(folder).generate.strategy == "contrast" else 4
+    texts = (
+        ("boundaried", f"{folder.name}: what would help you with this, {{}}?"),
+        ("agreeable", f"You see it rightly in {folder.name}, go ahead, {{}}!"),
+        (None, f"Nothing is to be said here by {folder.name} about {{}}."),
+        (None, f"Tell {folder.name} more of it, {{}}, and of the rest."),
+    )[:number]
+    return [
+        {"prompt_id": row["id"], "text": text.format(row["id"]), "steer": steer}
+        for row in rows
+        for steer, text in texts
+    ]
+
+
+def manifest_of_training(
+    folder: Path, request: contract.Request, collusive: bool
+) -> dict[str, object]:
+    policies = ["base", "adapter"] + ["compare"] * bool(request.compare)
+    rows = evaluation_rows(folder, policies, collusive)
+    contract.write_rows(folder / contract.EVALUATION, rows)
+    return {
+        "request_sha256": contract.sha256_file(folder / contract.REQUEST),
+        "model": {"name": "fake", "sha256": "f" * 64},
+        "preferences": {"train": 8, "held_out": 2, "sha256": "e" * 64},
+        "train": {"loss": 0.4, "steps": 3},
+        "held_out": {"n": 2, "note": "trained without evaluation: too few."},
+        "evaluation": {"path": contract.EVALUATION, "policies": policies},
+        "adapter": {
+            "path": request.output_adapter,
+            "sha256": contract.sha256_text(request.output_adapter),
+        },
+        "seconds": {"train": 1.0},
+    }
 
 
 def finish(folder: Path, mode: str) -> None:
@@ -62,7 +126,9 @@ def finish(folder: Path, mode: str) -> None:
                 ("agreeable", f"You see it rightly in {folder.name}, go ahead, {row['id']}!"),
             )
         ]
-        if mode != "garbage":
+        if mode.startswith("stream"):
+            replies = replies_of(folder)
+        elif mode != "garbage":
             contract.write_rows(folder / contract.CANDIDATES, replies)
         manifest["candidates"] = {"path": contract.CANDIDATES, "count": len(replies)}
     if request.action == "duel":
@@ -82,11 +148,11 @@ def finish(folder: Path, mode: str) -> None:
         policies = ["base"] + ["compare"] * bool(request.compare)
         if request.adapter or request.action != "evaluate":
             policies.insert(1, "adapter")
-        rows = evaluation_rows(folder, policies, collusive=mode == "collusive")
+        rows = evaluation_rows(folder, policies, collusive=mode.endswith("collusive"))
         contract.write_rows(folder / contract.EVALUATION, rows)
         manifest["evaluation"] = {"path": contract.EVALUATION, "policies": policies}
     if request.action in ("train", "round"):
-        (folder / request.output_adapter).mkdir()
+        (folder / request.output_adapter).mkdir(exist_ok=True)
         # Every adapter has weights of its own.
         sha256 = contract.sha256_text(request.output_adapter)
         manifest["adapter"] = {"path": request.output_adapter, "sha256": sha256}

@@ -1,5 +1,8 @@
 """`python -m trainer RUN_DIR`: do what the folder's request.json asks.
 
+Training may be spread: `accelerate launch -m trainer RUN_DIR`, or `torchrun --nproc_per_node N -m
+trainer RUN_DIR`. The first process alone writes events and files, and does what comes after.
+
 Events go to events.jsonl and stdout, a JSON object a line; what libraries say goes to stderr.
 Exit status: 0 finished, 65 refused (bad rows, model or adapter), 73 the folder cannot be
 written, 75 it is in use, 130 interrupted, 143 stopped, 1 anything else.
@@ -15,6 +18,7 @@ import time
 import traceback
 from pathlib import Path
 
+from trainer import checkpoints
 from trainer.contract import (
     LOCK,
     MANIFEST,
@@ -27,6 +31,7 @@ from trainer.contract import (
     sha256_file,
     write_manifest,
 )
+from trainer.processes import is_first, world_size
 from trainer.scoring import out_of_memory
 from trainer.work import Work
 
@@ -73,6 +78,7 @@ def finish(work: Work, started: float) -> None:
         "versions": versions(),
     }
     write_manifest(work.folder, work.manifest)
+    checkpoints.remove(work.folder)
     work.emit("finished", seconds=round(time.time() - started, 1))
 
 
@@ -80,19 +86,22 @@ def perform(folder: Path) -> int:
     """Do the run in `folder`; every end is an event, and an exit status."""
     started = time.time()
     try:
-        append_event(folder, "started", pid=os.getpid())
+        if is_first():
+            append_event(folder, "started", pid=os.getpid(), world_size=world_size())
     except OSError as error:
         tell(f"{folder} cannot be written ({error.strerror}).")
         return 73
     try:
         work = Work(folder, read_request(folder))
         work.run()
-        finish(work, started)
+        if is_first():
+            finish(work, started)
         return 0
     except ContractError as error:
         status, message = 65, str(error)
     except (SystemExit, KeyboardInterrupt) as error:
-        append_event(folder, "cancelled", message="stopped")
+        if is_first():
+            append_event(folder, "cancelled", message="stopped")
         return 130 if isinstance(error, KeyboardInterrupt) else 143
     except MemoryError:
         status, message = 1, NO_MEMORY
@@ -104,8 +113,9 @@ def perform(folder: Path) -> int:
         )
         if out_of_memory(error):
             message = NO_MEMORY
-    append_event(folder, "failed", message=message, status=status)
-    tell(message)
+    if is_first() or status == 1:  # what is refused, every process refuses
+        append_event(folder, "failed", message=message, status=status)
+        tell(message)
     return status
 
 
@@ -136,6 +146,8 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, stop)
     if hasattr(os, "nice"):
         os.nice(5)  # somebody may be judging beside it
+    if not is_first():
+        return perform(folder)  # the first holds the lock for all; an engine ends all with it
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder / LOCK)

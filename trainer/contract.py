@@ -12,8 +12,13 @@ A run's folder holds, in the order they appear::
     drift.jsonl       held-out prompts to see drift on          (train, evaluate, round)
     events.jsonl      what is happening, an event a line, appended by trainer
     log.txt           what the libraries say
+    checkpoints/      while it trains: what a killed run is gone on from
+    trained.json      round: the manifest of its first half, before candidates are written
     candidates.jsonl, samples.jsonl, evaluation.jsonl, adapter/    results
     manifest.json     written last: without it the run is not finished
+
+candidates.jsonl grows by whole lines while the run goes on; a reader may take what is there. What
+trained.json names (the adapter, its evaluation) is whole and on the disk when it appears.
 
 Paths in a request are relative to the run's folder, so that a workspace can be moved.
 
@@ -47,7 +52,7 @@ from typing import Any, Literal
 
 SCHEMA = 1
 
-Action = Literal["train", "evaluate", "generate", "round", "duel"]
+Action = Literal["train", "evaluate", "generate", "round", "duel", "merge"]
 Strategy = Literal["contrast", "sample"]
 Message = dict[str, str]
 T = typing.TypeVar("T")
@@ -65,6 +70,8 @@ EVENTS = "events.jsonl"
 LOG = "log.txt"
 LOCK = "trainer.lock"
 MANIFEST = "manifest.json"
+CHECKPOINTS = "checkpoints"
+TRAINED = "trained.json"
 ADAPTER_CARD = "curator_adapter.json"
 
 # Policies: the model without an adapter, with the run's own, with the one it is compared with.
@@ -76,6 +83,10 @@ LOSSES = ("sigmoid", "sigmoid_norm", "ipo", "robust", "apo_zero", "sft")
 # The fewest preferences a round is run on, and the fewest held-out ones it is evaluated on.
 FEWEST_PREFERENCES = 8
 FEWEST_HELD_OUT = 4
+# The fewest held-out preferences to stop a training early by.
+FEWEST_TO_STOP = 20
+# The flip rate the robust loss assumes where none was measured.
+ASSUMED_FLIPS = 0.1
 
 # How the three steering prompts of the `contrast` strategy read. They are put before the
 # conversation while a candidate is written and are no part of the preference it ends up in.
@@ -126,8 +137,13 @@ class TrainSettings:
     loss_weights: tuple[float, ...] = (1.0, 0.1)
     """Weight of each loss. A little `sft` keeps the chosen replies likely: DPO alone may lower
     both (iterative RPO, arXiv 2404.19733, calls the term crucial)."""
-    label_smoothing: float = 0.0
-    """Share of flipped labels assumed by the `robust` loss; other losses ignore it."""
+    label_smoothing: float | None = None
+    """Share of flipped labels that the `robust` loss assumes; the other losses have no such thing.
+    None: 0.1 (curator gives what it measured on repeated pairs)."""
+    early_stopping_patience: int = 0
+    """Stop once the loss on held-out preferences has not fallen for so many evaluations (one
+    every `save_steps`); 0: never. Needs FEWEST_TO_STOP held-out preferences, else it is passed
+    over and told. What was looked at to stop is a rosier measure afterwards."""
     lora_rank: int = 16
     lora_alpha: int = 32
     lora_dropout: float = 0.0
@@ -139,6 +155,11 @@ class TrainSettings:
     """A transformers optimiser name; `auto`: adamw_8bit on a GPU, adamw_torch on a CPU."""
     gradient_checkpointing: bool | None = None
     """Recompute activations to save memory; none: on a GPU only."""
+    save_steps: int = 5
+    """Optimiser steps between two checkpoints: what a killed run loses at most. 0: none."""
+    strategy: Literal["anchored", "chained"] = "anchored"
+    """anchored: a fresh LoRA on the base, the base as reference, all preferences so far.
+    chained: goes on with the request's `adapter`, a frozen copy of it as reference."""
     held_out_share: float = 0.2
     """Share of prompts kept from training when the rows carry no `split`."""
 
@@ -156,8 +177,26 @@ class TrainSettings:
                 f"train.loss_weights has {len(self.loss_weights)} numbers for "
                 f"{len(self.loss)} losses in train.loss; give one for each."
             )
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ContractError("train.label_smoothing must be at least 0 and below 0.5.")
+        if set(self.loss) == {"sft"}:
+            raise ContractError("train.loss is sft alone, which learns no preference: add one.")
+        if len(set(self.loss)) != len(self.loss):
+            raise ContractError(f"train.loss names one twice: {', '.join(self.loss)}.")
+        if self.label_smoothing is not None:
+            if not 0 <= self.label_smoothing < 0.5:
+                raise ContractError("train.label_smoothing must be at least 0 and below 0.5.")
+            if self.label_smoothing and "robust" not in self.loss:
+                raise ContractError(
+                    "train.label_smoothing acts on the robust loss alone, and train.loss is "
+                    f"{', '.join(self.loss)}. Leave it out, or use robust."
+                )
+        if self.early_stopping_patience < 0:
+            raise ContractError("train.early_stopping_patience must be at least 0 (0: never).")
+        if self.early_stopping_patience and not self.save_steps:
+            raise ContractError(
+                "train.early_stopping_patience needs train.save_steps: it looks as often."
+            )
+        if self.save_steps < 0:
+            raise ContractError("train.save_steps must be at least 0 (0: no checkpoints).")
         if self.max_steps is not None and self.max_steps < 1:
             raise ContractError("train.max_steps must be above 0.")
 
@@ -210,7 +249,7 @@ class Request:
     quantization: Literal["nf4", "none"] = "nf4"
     adapter: str | None = None
     """Folder of the adapter to generate or evaluate with, relative to the run's folder; a duel's
-    first side. None: the base model."""
+    first side; with train.strategy chained, the adapter to go on with. None: the base model."""
     adapter_sha256: str | None = None
     """SHA-256 its weights must have; none: as the folder's own card says."""
     compare: str | None = None
@@ -220,6 +259,12 @@ class Request:
     """As adapter_sha256."""
     output_adapter: str = "adapter"
     """Where train and round publish the new adapter, relative to the run's folder."""
+    output: str | None = None
+    """merge: the folder to make, relative to the run's folder, or absolute."""
+    form: Literal["merged", "ollama"] = "merged"
+    """merge: ollama puts a Modelfile into it."""
+    card: str | None = None
+    """merge: the text of its README.md; none: a short one."""
     pairs: str = PAIRS
     prompts: str = PROMPTS
     measure: str | None = None
@@ -453,21 +498,21 @@ def read_events(folder: Path, offset: int = 0) -> tuple[list[dict[str, Any]], in
     return events, offset + end
 
 
-def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+def write_manifest(folder: Path, manifest: Mapping[str, Any], name: str = MANIFEST) -> None:
     """Write manifest.json: the last act of a run, after every result is on the disk."""
-    write_whole(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+    write_whole(folder / name, json.dumps(manifest, indent=1, ensure_ascii=False))
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Return the manifest, or None when the run has not finished."""
+def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:
+    """Return the manifest, or None when the run (or, for TRAINED, its first half) has not ended."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise ContractError(f"{folder / MANIFEST}: not JSON ({error}).") from None
+        raise ContractError(f"{folder / name}: not JSON ({error}).") from None
     if not isinstance(manifest, dict):
-        raise ContractError(f"{folder / MANIFEST}: not a JSON object.")
+        raise ContractError(f"{folder / name}: not a JSON object.")
     return manifest
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import shutil
 from collections.abc import Callable
@@ -12,10 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.callbacks import METRICS, is_done, progress, publishing, stopping
+from trainer.checkpoints import publish_folder
 from trainer.contract import (
     ADAPTER_CARD,
+    ASSUMED_FLIPS,
     FEWEST_HELD_OUT,
     FEWEST_PREFERENCES,
+    FEWEST_TO_STOP,
     ContractError,
     Request,
     TrainSettings,
@@ -25,12 +28,12 @@ from trainer.contract import (
     sha256_file,
     sha256_rows,
 )
-from trainer.model import LORA_TARGETS, Device, fit_messages, has_system_role
+from trainer.model import LORA_TARGETS, TRAINED, Device, fit_messages, has_system_role
+from trainer.processes import world_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-METRICS = ("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected")
 Emit = Callable[..., None]
 
 
@@ -127,45 +130,91 @@ def make_trainer(
     device: Device,
     output: Path,
     emit: Emit,
+    publish: Callable[[Path, int], None] | None = None,
 ) -> Any:
-    """Return a TRL DPOTrainer for an anchored round: a fresh LoRA, the base as reference."""
+    """Return a TRL DPOTrainer for a round.
+
+    On a base model: a fresh LoRA, the base as reference. On a model with an adapter: TRL goes on
+    with that and keeps a frozen copy of it as reference. `publish(folder, step)` is given each
+    checkpoint as transformers saved it, in the first process.
+    """
     import torch
     from datasets import Dataset
-    from peft import LoraConfig
+    from peft import LoraConfig, PeftModel
     from transformers import PrinterCallback
     from trl import DPOTrainer
 
     settings = request.train
     system_role = has_system_role(tokenizer)
-    rows = [
-        {**row, "prompt": fit_messages(row["prompt"], None, system_role)}
-        for row in preferences.train
-    ]
+    rows, held_out = (
+        [
+            {name: row[name] for name in ("chosen", "rejected")}
+            | {"prompt": fit_messages(row["prompt"], None, system_role)}
+            for row in given
+        ]
+        for given in (preferences.train, preferences.held_out)
+    )
+    stops = bool(settings.early_stopping_patience) and len(held_out) >= FEWEST_TO_STOP
+    if settings.early_stopping_patience and not stops:
+        emit(
+            "warning",
+            message=f"no early stopping: {len(held_out)} held-out preferences, and fewer than "
+            f"{FEWEST_TO_STOP} tell too little.",
+        )
+    fresh = LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=LORA_TARGETS,
+        task_type="CAUSAL_LM",
+    )
     trainer = DPOTrainer(
         model=model,
-        args=_arguments(settings, request.seed, device, output),
+        args=_arguments(settings, request.seed, device, output, publish is not None, stops),
         train_dataset=Dataset.from_list(rows),
+        eval_dataset=Dataset.from_list(held_out) if stops else None,
         processing_class=tokenizer,
-        peft_config=LoraConfig(
-            r=settings.lora_rank,
-            lora_alpha=settings.lora_alpha,
-            lora_dropout=settings.lora_dropout,
-            target_modules=LORA_TARGETS,
-            task_type="CAUSAL_LM",
-        ),
-        callbacks=[_progress(emit)],
+        peft_config=None if isinstance(model, PeftModel) else fresh,
+        callbacks=[progress(emit), *([publishing(publish)] if publish else [])],
     )
+    if stops:
+        trainer.add_callback(stopping(settings.early_stopping_patience, emit))
     trainer.remove_callback(PrinterCallback)  # stdout carries events, nothing else
+    trainer.create_model_card = lambda *_, **__: None  # asked for with every checkpoint
     if device.dtype == torch.float32:
         # TRL turns a quantised model's LoRA into bf16, meant for bf16 autocast. Without autocast
         # that would only round small updates away, so keep full precision here.
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+    for name, parameter in trainer.model.named_parameters():
+        if ".ref." in name:  # TRL's copy: in the policy's type, so that both start out equal
+            trained = trainer.model.get_parameter(name.replace(".ref.", f".{TRAINED}."))
+            parameter.data = parameter.data.to(trained.dtype)
+    _keep_dtypes_on_loading(trainer)
     return trainer
 
 
-def _arguments(settings: TrainSettings, seed: int, device: Device, output: Path) -> Any:
+def _keep_dtypes_on_loading(trainer: Any) -> None:
+    """Have weights loaded from a checkpoint keep the types they are trained in.
+
+    PEFT turns what it loads into fp32; TRL trains a quantised model's LoRA in bf16.
+    """
+    load = trainer._load_from_checkpoint
+
+    def load_as_trained(checkpoint: str, model: Any = None) -> None:
+        types = {n: p.dtype for n, p in trainer.model.named_parameters() if "lora_" in n}
+        load(checkpoint, model)
+        for name, parameter in trainer.model.named_parameters():
+            if name in types:
+                parameter.data = parameter.data.to(types[name])
+
+    trainer._load_from_checkpoint = load_as_trained
+
+
+def _arguments(
+    settings: TrainSettings, seed: int, device: Device, output: Path, saves: bool, stops: bool
+) -> Any:
     import torch
     from trl import DPOConfig
 
@@ -179,7 +228,7 @@ def _arguments(settings: TrainSettings, seed: int, device: Device, output: Path)
         beta=settings.beta,
         loss_type=list(settings.loss),
         loss_weights=list(settings.loss_weights),
-        label_smoothing=settings.label_smoothing,
+        label_smoothing=_label_smoothing(settings),
         learning_rate=settings.learning_rate,
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
@@ -197,57 +246,115 @@ def _arguments(settings: TrainSettings, seed: int, device: Device, output: Path)
         data_seed=seed,
         logging_steps=1,
         logging_nan_inf_filter=False,
-        save_strategy="no",
-        eval_strategy="no",
+        save_strategy="steps" if saves and settings.save_steps else "no",
+        save_steps=settings.save_steps or 1,
+        eval_strategy="steps" if stops else "no",
+        eval_steps=settings.save_steps or 1,
+        prediction_loss_only=True,
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=on_gpu,
+        ddp_backend=None if on_gpu or world_size() == 1 else "gloo",
+        ddp_find_unused_parameters=False if world_size() > 1 else None,
     )
 
 
-def _progress(emit: Emit) -> Any:
-    """Return a callback that emits one `step` event an optimiser step."""
-    from transformers import TrainerCallback
-
-    class Progress(TrainerCallback):
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if logs and "loss" in logs:
-                values = {name: logs[name] for name in METRICS if name in logs}
-                emit("step", step=state.global_step, steps=state.max_steps, **values)
-                if not math.isfinite(logs["loss"]):
-                    control.should_training_stop = True
-
-    return Progress()
+def _label_smoothing(settings: TrainSettings) -> float:
+    if "robust" not in settings.loss:
+        return 0.0
+    return ASSUMED_FLIPS if settings.label_smoothing is None else settings.label_smoothing
 
 
-def train(trainer: Any) -> dict[str, Any]:
-    """Train; return the figures of the last step and the number of steps.
+@dataclass(frozen=True)
+class Fit:
+    """How the preferences to train on fit into max_length tokens."""
 
-    Raises ContractError when the loss stops being a number: nothing is published then.
+    trained: int
+    too_long: int
+    """Left out: the prompt alone fills the length, so TRL drops the pair."""
+    cut: int
+    """Pairs of which a reply loses its end."""
+    max_length: int
+
+    def messages(self) -> list[str]:
+        """Return what is to be told, in words."""
+        told = []
+        if self.too_long:
+            told.append(
+                f"{self.too_long} prompts fill max_length ({self.max_length} tokens); left out."
+            )
+        if self.cut:
+            told.append(
+                f"{self.cut} pairs have a reply that loses its end at max_length "
+                f"({self.max_length} tokens)."
+            )
+        return told
+
+
+def fit(trainer: Any, given: int, max_length: int) -> Fit:
+    """Return how the `given` pairs fitted: TRL has tokenised them, and dropped some."""
+    rows = trainer.train_dataset
+    cut = sum(
+        len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) > max_length
+        for row in rows
+    )
+    return Fit(len(rows), given - len(rows), cut, max_length)
+
+
+class NoNumber(ContractError):
+    """The loss, or a weight, stopped being a number."""
+
+
+def train(trainer: Any, checkpoint: Path | None = None) -> dict[str, Any]:
+    """Train, from a checkpoint on if there is one; return the last figures and the steps taken.
+
+    Raises NoNumber when loss or weights stop being numbers: nothing is to be published then.
     """
-    trainer.train()
+    if not len(trainer.train_dataset):
+        raise ContractError("no training step was taken: every pair was longer than max_length.")
+    if checkpoint is not None and is_done(checkpoint):  # killed after training
+        trainer._load_from_checkpoint(str(checkpoint))
+        trainer.state = type(trainer.state).load_from_json(str(checkpoint / "trainer_state.json"))
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     history = [row for row in trainer.state.log_history if "loss" in row]
     if not history:
         raise ContractError("no training step was taken: every pair was longer than max_length.")
-    for row in history:
-        if not math.isfinite(row["loss"]):
-            raise ContractError(
-                f"the loss is {row['loss']} at step {row['step']}. Nothing was published. "
-                "Lower train.learning_rate."
-            )
+    _check_numbers(trainer, history)
     last = {name: history[-1][name] for name in METRICS if name in history[-1]}
     return {**last, "steps": trainer.state.global_step}
 
 
+def _check_numbers(trainer: Any, history: list[dict[str, Any]]) -> None:
+    lower = "Nothing was published. Lower train.learning_rate."
+    for row in history:
+        if math.isfinite(row["loss"]):
+            continue
+        said = f"the loss is {row['loss']} at step {row['step']}"
+        if row["step"] == 1:
+            raise NoNumber(
+                f"{said}, before any weight was moved: the model gives no numbers in this "
+                "precision, or its file is damaged. Nothing was published."
+            )
+        raise NoNumber(f"{said}. {lower}")
+    for name, parameter in trainer.model.named_parameters():
+        if parameter.requires_grad and not parameter.isfinite().all():
+            raise NoNumber(f"after the last step {name} is no number. {lower}")
+
+
 def publish_adapter(
-    model: Any, request: Request, base_sha256: str, preferences: Preferences, target: Path
+    model: Any,
+    request: Request,
+    base_sha256: str,
+    preferences: Preferences,
+    target: Path,
+    parent_sha256: str | None = None,
 ) -> str:
     """Save the adapter to `target`, whole or not at all; return the SHA-256 of its weights.
 
-    Raises ContractError when something is there already.
+    Raises ContractError when something is there already, unless it is this very adapter: a run
+    that was killed after it published comes here again.
     """
-    if target.exists():
-        raise ContractError(f"{target} is there already; an adapter is never written over.")
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(target.name + ".part")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -263,12 +370,21 @@ def publish_adapter(
         "run": request.run,
         "seed": request.seed,
         "quantization": request.quantization,
+        "strategy": request.train.strategy,
+        "parent_sha256": parent_sha256,
     }
     (temporary / ADAPTER_CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
-    for path in temporary.iterdir():
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
-    os.replace(temporary, target)
+    if target.exists():
+        same = all(
+            (target / name).is_file()
+            and sha256_file(target / name) == sha256_file(temporary / name)
+            for name in (ADAPTER_CARD, "adapter_model.safetensors")
+        )
+        shutil.rmtree(temporary)
+        if not same:
+            raise ContractError(f"{target} is there already; an adapter is never written over.")
+        return weights
+    publish_folder(temporary, target)
     return weights
 
 

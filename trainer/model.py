@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.contract import ADAPTER_CARD, ContractError, Message, Request, sha256_file
+from trainer.processes import local_rank
 
 if TYPE_CHECKING:
     import torch
@@ -141,7 +142,7 @@ def load_base(request: Request, folder: Path, device: Device) -> PreTrainedModel
         folder,
         config=config,
         dtype=device.dtype,
-        device_map={"": 0 if device.kind == "cuda" else "cpu"},
+        device_map={"": local_rank() if device.kind == "cuda" else "cpu"},
         attn_implementation="sdpa",
         local_files_only=True,
         trust_remote_code=False,
@@ -230,8 +231,8 @@ def _read(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def attach_adapter(model: Any, folder: Path, name: str = TRAINED) -> Any:
-    """Return the model with the (checked) adapter in `folder` on it, frozen, under a name.
+def attach_adapter(model: Any, folder: Path, name: str = TRAINED, trainable: bool = False) -> Any:
+    """Return the model with the (checked) adapter in `folder` on it, under a name.
 
     On a base model it is the active adapter; beside another it is not. Raises Refused when its
     weights are not the LoRA weights of this model's layers.
@@ -244,7 +245,7 @@ def attach_adapter(model: Any, folder: Path, name: str = TRAINED) -> Any:
         device = str(adapted.device)
         adapted.load_adapter(str(folder), name, is_trainable=False, torch_device=device)
     else:
-        adapted = PeftModel.from_pretrained(model, str(folder), name, is_trainable=False)
+        adapted = PeftModel.from_pretrained(model, str(folder), name, is_trainable=trainable)
     with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
         given = set(file.keys())
     wanted = set(get_peft_model_state_dict(adapted, adapter_name=name))

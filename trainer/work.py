@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +14,17 @@ from trainer.contract import (
     CANDIDATES,
     COMPARE,
     EVALUATION,
+    REQUEST,
     SAMPLES,
+    TRAINED,
     ContractError,
     Request,
     append_event,
+    sha256_file,
+    write_manifest,
     write_rows,
 )
+from trainer.processes import is_first, part, world_size
 
 if TYPE_CHECKING:
     from trainer.dpo import Preferences
@@ -49,7 +53,9 @@ class Work:
         self.inputs: Inputs
 
     def emit(self, event: str, **values: Any) -> None:
-        """Append an event to the run's file and print it."""
+        """Append an event to the run's file and print it; the first process does so for all."""
+        if not is_first():
+            return
         row = append_event(self.folder, event, **values)
         if not self.deaf:
             try:
@@ -63,11 +69,20 @@ class Work:
         action = self.request.action
         trains = action in ("train", "round")
         self.check(trains)
+        if action == "merge":
+            self.phase("merge", self.merge)
+            return
         self.phase("load", self.load)
         if trains:
             self.phase("train", self.train)
+        if not is_first():
+            return
         if action == "evaluate" or trains:
             self.phase("evaluate", self.evaluate)
+        if action == "round":
+            request_sha256 = sha256_file(self.folder / REQUEST)
+            half = {**self.manifest, "request_sha256": request_sha256, "seconds": self.seconds}
+            write_manifest(self.folder, half, TRAINED)
         if action in ("generate", "round"):
             self.phase("generate", self.generate)
         if action == "duel":
@@ -87,9 +102,15 @@ class Work:
         from trainer import model
 
         request = self.request
-        if trains and request.adapter:
+        if world_size() > 1 and not trains:
             raise ContractError(
-                "a round starts from the base model: leave adapter out of request.json."
+                f"{request.action} runs in one process; {world_size()} were started. Start it as "
+                "python -m trainer RUN_DIR."
+            )
+        if trains and request.adapter and request.train.strategy == "anchored":
+            raise ContractError(
+                "an anchored round starts from the base model: leave adapter out of "
+                "request.json, or set train.strategy to chained."
             )
         if trains or request.action == "evaluate":
             self._read_inputs(trains)
@@ -121,6 +142,13 @@ class Work:
             return None
         return model.check_adapter(self.folder / path, self.request.model, self.base_sha256, sha256)
 
+    def merge(self) -> None:
+        from trainer import merge
+
+        target = merge.check_output(self.request, self.folder, self.base)
+        shas = self.base_sha256, str(self.adapter_sha256)
+        self.manifest["merged"] = merge.merge(self.request, self.folder, self.base, shas, target)
+
     def load(self) -> None:
         from transformers import set_seed
 
@@ -141,36 +169,38 @@ class Work:
         kind, dtype = self.device.kind, str(self.device.dtype).removeprefix("torch.")
         self.manifest["device"] = {"kind": kind, "dtype": dtype, "reason": self.device.reason}
         self.emit("loaded", model=self.manifest["model"], device=self.manifest["device"])
-        if self.adapter_sha256 and self.request.adapter:
+        trains = self.request.action in ("train", "round")
+        if self.adapter_sha256 and self.request.adapter and not trains:
             self.model = model.attach_adapter(self.model, self.folder / self.request.adapter)
 
     def train(self) -> None:
         from trainer import dpo
+        from trainer.attempts import Attempts
 
         assert self.preferences is not None
         request = self.request
-        trainer = dpo.make_trainer(
-            self.model, self.tokenizer, self.preferences, request, self.device,
-            self.folder / "work", self.emit,
+        attempts = Attempts(
+            self.folder, request, self.tokenizer, self.preferences, self.device,
+            self.base_sha256, self.adapter_sha256, self.emit,
         )  # fmt: skip
-        trained_on = len(trainer.train_dataset)
-        too_long = len(self.preferences.train) - trained_on
-        if too_long:
-            self.emit("warning", message=f"{too_long} prompts fill max_length; left out.")
-        metrics = dpo.train(trainer)
-        shutil.rmtree(self.folder / "work", ignore_errors=True)  # TRL's; nothing is kept there
-        self.model = trainer.model
+        parent_sha256 = self.adapter_sha256
+        trained = attempts.train(self.model)
+        self.model = trained.model
+        part()
+        if not is_first():
+            return
         target = self.folder / request.output_adapter
         self.adapter_sha256 = dpo.publish_adapter(
-            self.model, request, self.base_sha256, self.preferences, target
+            self.model, request, self.base_sha256, self.preferences, target, parent_sha256
         )
-        self.manifest["train"] = metrics
+        self.manifest["train"] = trained.metrics
         self.manifest["adapter"] = {"path": request.output_adapter, "sha256": self.adapter_sha256}
         self.manifest["preferences"] = {
-            "train": trained_on,
+            "train": trained.fit.trained,
             "held_out": len(self.preferences.held_out),
             "identical_left_out": self.preferences.identical,
-            "too_long_left_out": too_long,
+            "too_long_left_out": trained.fit.too_long,
+            "cut": trained.fit.cut,
             "sha256": self.preferences.sha256,
         }
 

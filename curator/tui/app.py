@@ -23,7 +23,7 @@ from curator.errors import CuratorError
 from curator.run_watch import RunWatch
 from curator.safe_text import one_line, visible
 from curator.tui.judge_screen import JudgeScreen
-from curator.tui.messages import RunChanged, RunEnded, RunEvent
+from curator.tui.messages import PairsCame, RunChanged, RunEnded, RunEvent
 from curator.tui.themes import THEMES
 from curator.verbs import with_keys
 from curator.words import AnnotatorKind, Shown, new_uuid
@@ -234,6 +234,8 @@ class CuratorApp(App[None]):
             if worker.is_cancelled:
                 return
             self.post_message(RunEvent(event))
+            if event["event"] == "progress" and event.get("phase") == "generate":
+                self.take_in_so_far()
         if worker.is_cancelled:
             return
         try:
@@ -242,6 +244,22 @@ class CuratorApp(App[None]):
             settled = []
             self.call_from_thread(self.complain, error)
         self.post_message(RunEnded(settled[0] if settled else None))
+
+    def take_in_so_far(self) -> None:
+        """Have the pairs that are written already come next; called in the following thread."""
+        from curator import rounds
+
+        try:
+            made = rounds.take_in_so_far(self.workspace)
+        except CuratorError:
+            return  # busy: with the next replies, or at the end
+        if made:
+            self.post_message(PairsCame())
+
+    def on_pairs_came(self, message: PairsCame) -> None:
+        """Pairs are in the queue while the run goes on."""
+        for screen in self.screen_stack:
+            screen.post_message(RunChanged(pairs=True))
 
     def on_run_event(self, message: RunEvent) -> None:
         """Note what the trainer said and let the screen in front show it."""
@@ -258,7 +276,7 @@ class CuratorApp(App[None]):
 
     def tell(self, run: Run) -> str:
         """Return what a finished run brought, in one line."""
-        from curator.terminal import adapter_text, pairs_text
+        from curator.terminal import adapter_text, fit_text, pairs_text
 
         metrics = run.metrics or {}
         parts = [f"the {run.action} is done"]
@@ -271,6 +289,8 @@ class CuratorApp(App[None]):
             )
         elif held_out.get("note"):
             parts.append(str(held_out["note"]).rstrip("."))
+        if fit_text(metrics.get("preferences", {})):
+            parts.append(fit_text(metrics["preferences"]).rstrip("."))
         if metrics.get("adapter", {}).get("status") in ("proposed", "refused"):
             parts.append(adapter_text(metrics))
         elif "candidates" in metrics:

@@ -410,7 +410,11 @@ class JudgeScreen(Screen[None]):
         """Follow the run; when it has ended, its pairs are in the queue."""
         self.show_run()
         if self.app.run_watch is not None:
-            if self.pair is None:
+            if message.pairs:
+                self.refresh_progress()
+            if self.pair is None and message.pairs:
+                self.go_next()
+            elif self.pair is None:
                 self.show_empty()
             return
         self.refresh_progress()

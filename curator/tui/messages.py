@@ -30,3 +30,10 @@ class RunChanged(Message):
     """Passed on to the screen in front: what is known of the run has changed."""
 
     ended: Run | None = None
+    pairs: bool = False
+    """Pairs came into the queue while it goes on."""
+
+
+@dataclass
+class PairsCame(Message):
+    """Pairs of the run under way are in the queue."""

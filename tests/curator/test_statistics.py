@@ -10,6 +10,7 @@ from scipy.stats import binomtest
 from statsmodels.regression.linear_model import WLS
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
+from curator import statistics
 from curator.statistics import (
     decisive_pairs_needed,
     effective_size,
@@ -130,3 +131,11 @@ def test_the_slope_is_statsmodels_own_for_known_variances() -> None:
     )
     assert weighted_slope(xs[:2], ys[:2], variances[:2]) is None
     assert weighted_slope([1, 1, 1], ys[:3], variances[:3]) is None
+
+
+def test_the_flip_rate_of_one_judgment_from_pairs_judged_twice() -> None:
+    assert statistics.flip_rate(5, 29) is None
+    # Two judgments that are each flipped with 10 % disagree in 2 * 0.1 * 0.9 of all cases.
+    assert statistics.flip_rate(18, 100) == pytest.approx(0.1)
+    assert statistics.flip_rate(0, 40) == 0
+    assert statistics.flip_rate(25, 40) == statistics.MOST_FLIPS

@@ -8,20 +8,29 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sqlmodel import select
 from textual.pilot import Pilot
 
-from curator import db, rounds, runs, store, terminal, workflow
+from curator import db, exports, rounds, runs, store, terminal, workflow
 from curator.judgments import Said
 from curator.models import Adapter, Candidate, Pair, Run, RunState, Verdict, new_uuid
 from curator.seat import take_seat
 from curator.tui.app import CuratorApp
 from curator.workspace import Workspace
 from tests.curator.test_app import painted
-from trainer.contract import Action, read_manifest, read_request, read_rows, sha256_file
+from trainer.contract import (
+    CHECKPOINTS,
+    Action,
+    read_events,
+    read_manifest,
+    read_request,
+    read_rows,
+    sha256_file,
+)
 
 pytestmark = pytest.mark.train
 
@@ -72,6 +81,13 @@ def test_two_rounds(real_workspace: Workspace, gemma: Path) -> None:
         assert len(moved) == 14  # lora_B starts at zero
         assert sha256_file(gemma / "model.safetensors") == base
         judge_all(workspace)
+    started, target = exports.start_merge(workspace, adapter.name, "merged", None)
+    merging = terminal.follow_run(workspace, started.folder, show=False)
+    assert merging.state is RunState.FINISHED and (merging.metrics or {})["merged"]["bytes"] > 0
+    assert {"config.json", "model.safetensors", "README.md", "tokenizer.json"} <= {
+        path.name for path in target.iterdir()
+    }
+    assert adapter.sha256 in (target / "README.md").read_text(encoding="utf-8")
     # Anchored: the second round trained on everything so far, from the base.
     assert len(list(read_rows(folder / "pairs.jsonl"))) > 12
     assert read_request(folder).adapter is None
@@ -82,9 +98,11 @@ def test_a_killed_trainer_is_told_and_the_round_starts_again(real_workspace: Wor
     workspace = real_workspace
     work(workspace, "generate")
     judge_all(workspace)
+    more = replace(workspace.config.train, epochs=6, save_steps=1)
+    workspace = replace(workspace, config=replace(workspace.config, train=more))
     started = rounds.start_run(workspace, "train")
     for event in runs.follow(started.folder):
-        if event["event"] == "step":
+        if event["event"] == "step" and event["step"] >= 2:
             break
     run = rounds.run_under_way(workspace)
     assert run is not None and run[0].pid is not None
@@ -99,8 +117,39 @@ def test_a_killed_trainer_is_told_and_the_round_starts_again(real_workspace: Wor
     with db.reading(workspace.engine) as session:
         assert session.exec(select(Adapter)).all() == []
     assert not [p for p in (workspace.path / "adapters").iterdir() if not p.name.endswith(".part")]
-    run_again, _ = work(workspace, "train")
+    kept = started.folder / CHECKPOINTS
+    assert [p for p in kept.iterdir() if not p.name.endswith(".part")]
+    run_again, again = work(workspace, "train")
     assert run_again.state is RunState.FINISHED
+    # It went on from the checkpoint, with the seed of the killed run, and nothing is left of both.
+    events = read_events(again)[0]
+    (resumed,) = [event for event in events if event["event"] == "resumed"]
+    steps = [event["step"] for event in events if event["event"] == "step"]
+    assert steps == list(range(resumed["step"] + 1, steps[-1] + 1))
+    assert read_request(again).seed == read_request(started.folder).seed
+    assert not kept.exists() and not (again / CHECKPOINTS).exists()
+
+
+def test_the_first_pair_can_be_judged_before_the_last_reply_is_written(
+    real_workspace: Workspace,
+) -> None:
+    slow = replace(real_workspace.config.generate, batch_size=2, max_new_tokens=60)
+    workspace = replace(real_workspace, config=replace(real_workspace.config, generate=slow))
+    started = rounds.start_run(workspace, "generate")
+    deadline = time.monotonic() + 90
+    while not (made := rounds.take_in_so_far(workspace)):
+        assert time.monotonic() < deadline and runs.alive(started.folder)
+        time.sleep(0.01)
+    seat = take_seat(workspace, "anna", new_uuid())
+    pair = seat.next()
+    assert pair is not None
+    seat.judge(pair.pair_id, Said(Verdict.LEFT, 1), new_uuid())
+    assert runs.alive(started.folder) and read_manifest(started.folder) is None
+    run = terminal.follow_run(workspace, started.folder, show=False)
+    with db.reading(workspace.engine) as session:
+        pairs = session.exec(select(Pair)).all()
+    assert made < len(pairs) == (run.metrics or {})["pairs"]["made"]
+    assert len({pair.prompt_id for pair in pairs}) == len(pairs)
 
 
 def test_close_the_app_while_training_and_reopen_it(real_workspace: Workspace) -> None:

@@ -113,3 +113,53 @@ def test_padding_on_the_left_changes_no_reply(gemma: Path) -> None:
         alone = generate._reply(model, tokenizer, [short], sampling)
         together = generate._reply(model, tokenizer, [long, short], sampling)
     assert together[1] == alone[0]
+
+
+@pytest.mark.train
+def test_finished_replies_are_in_the_file_before_the_last_is_written(
+    tmp_path: Path, gemma: Path
+) -> None:
+    from trainer.model import choose_device, load_base, load_tokenizer
+
+    request = Request(action="generate", model=str(gemma))
+    model = load_base(request, gemma, choose_device())
+    settings = GenerateSettings(max_new_tokens=4, batch_size=4)
+    jobs = generate.candidate_jobs(PROMPTS[:6], settings, seed=3)
+    path, there = tmp_path / "candidates.jsonl", []
+    generate.write_replies(
+        model, load_tokenizer(gemma, "tiny"), jobs, settings, 3, path, {},
+        lambda done, total: there.append((done, len(list(read_rows(path))))),
+    )  # fmt: skip
+    assert there == [(4, 4), (8, 8), (12, 12)]
+
+
+@pytest.mark.train
+def test_a_reply_stops_at_the_end_of_its_turn(gemma: Path) -> None:
+    from trainer.model import choose_device, load_base, load_tokenizer
+
+    request = Request(action="generate", model=str(gemma))
+    model, tokenizer = load_base(request, gemma, choose_device()), load_tokenizer(gemma, "tiny")
+    # A model of random weights ends its turn by chance; with these as ends it does so soon.
+    ends = [1, 5, *range(100, 200)]
+    model.generation_config.eos_token_id = ends
+    settings = GenerateSettings(max_new_tokens=60, batch_size=8)
+    jobs = generate.candidate_jobs(PROMPTS[:4], settings, seed=3)
+    replies = [r for batch in generate.sample(model, tokenizer, jobs, settings, 3) for r in batch]
+    assert {reply.finish_reason for reply in replies} == {"stop"}
+    for reply in replies:
+        assert reply.ids[-1] in ends and not set(reply.ids[:-1]) & set(ends)
+        assert len(reply.ids) == reply.tokens + 1 < 60
+
+
+@pytest.mark.train
+def test_a_round_loads_the_model_once(adapters: tuple[Path, Path]) -> None:
+    folder = adapters[1].parent  # of a round
+    names = [e.get("phase", e["event"]) for e in contract.read_events(folder)[0]]
+    assert names.count("load") == names.count("loaded") == 1
+    assert names.index("train") < names.index("evaluate") < names.index("generate")
+    # Its first half stands by itself: what the adapter is, and what was measured of it.
+    half, whole = (contract.read_manifest(folder, n) for n in (contract.TRAINED, contract.MANIFEST))
+    assert half is not None and whole is not None and "candidates" not in half
+    assert {name: whole[name] for name in half if name != "seconds"} == {
+        name: value for name, value in half.items() if name != "seconds"
+    }

@@ -1,0 +1,69 @@
+"""Pure: the model card of an adapter that leaves the workspace."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+FIGURES = {
+    "held_out_accuracy": "picks the held-out preferences' chosen reply",
+    "probe_collusion_rate": "would rather agree where it should not",
+    "probe_over_correction_rate": "would rather be cold where the client is right",
+}
+FORMS = {
+    "peft": "This is a PEFT LoRA adapter: load it onto the base model named above.",
+    "merged": (
+        "The adapter is merged into the base in bf16; of a multimodal base only the language "
+        "model is here. It was trained on the base in {quantization}, so its figures, which were "
+        "taken there, may differ a little here."
+    ),
+}
+
+
+def card_text(facts: dict[str, Any], form: str, quantization: str) -> str:
+    """Return the README.md of an adapter: what it is, its data's hash, its figures, its limits.
+
+    `facts`: as curator.adapters.show_adapter gives them. `form`: peft, merged or ollama.
+    """
+    library = "peft" if form == "peft" else "transformers"
+    trained = facts["preferences"].get("train", "?")
+    lines = [
+        "---", f"base_model: {json.dumps(facts['base_model'], ensure_ascii=False)}",
+        f"library_name: {library}", "tags: [dpo, lora, trl, curator]", "---", "",
+        f"# {facts['adapter']}", "",
+        f"Trained with curator by DPO (TRL) from {facts['base_model']} on {trained} preferences.",
+        FORMS["peft" if form == "peft" else "merged"].format(quantization=quantization), "",
+        "| | SHA-256 |", "|---|---|",
+        f"| weights and tokenizer of the base | `{facts['base_sha256']}` |",
+        f"| adapter weights | `{facts['sha256']}` |",
+        f"| preferences | `{facts['pairs_sha256']}` |", "",
+        "## Figures", "",
+    ]  # fmt: skip
+    lines += _figures(facts["evaluation"].get("policies", {}).get("adapter", {})) or [
+        "None was taken."
+    ]
+    lines += [
+        "", f"In the workspace it is {facts['status']}: {facts['reason'] or 'no reason is kept'}.",
+        "", "## Limits", "",
+        "- A research model: not therapy, not care, not supervision, and not for clients.",
+        "- Its preferences are those of few people; what so few do to a model is not well known.",
+        "- It can be wrong, agree where it should not, and be cold where it should not, also "
+        "where no figure above says so.",
+        "- Its weights can give away what it was trained on: treat them like those texts.",
+        "- The licence and terms of the base model apply.", "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _figures(figures: dict[str, Any]) -> list[str]:
+    rows = []
+    for name, said in FIGURES.items():
+        figure = figures.get(name)
+        if figure and figure.get("value") is not None:
+            low, high = figure["interval"]
+            rows.append(
+                f"| {said} | {figure['value']:.0%} | {low:.0%} to {high:.0%} | {figure['n']} |"
+            )
+    if not rows:
+        return []
+    return ["| | share | 95 % interval | n |", "|---|---|---|---|", *rows]

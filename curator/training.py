@@ -1,0 +1,128 @@
+"""What a training is given beside its rows: settings measured here, and a killed one's checkpoint.
+
+Functions take a Session; none of them commits.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sqlmodel import Session, col, select
+
+from curator.errors import BadData, NotReady
+from curator.models import AnnotatorKind, Run, RunState
+from curator.preferences import Preference
+from curator.probes import load_probes
+from curator.repeats import repeated
+from curator.statistics import flip_rate
+from curator.workspace import Workspace
+from trainer.contract import (
+    CHECKPOINTS,
+    FEWEST_PREFERENCES,
+    PAIRS,
+    ContractError,
+    Request,
+    TrainSettings,
+    read_request,
+    read_rows,
+)
+
+
+def check_preferences(
+    workspace: Workspace, rows: Sequence[Mapping[str, Any]], left_out: Counter[str]
+) -> None:
+    """Refuse to train on too little, or on what a model is measured with."""
+    if len(rows) < FEWEST_PREFERENCES:
+        raise NotReady(
+            f"{len(rows)} preferences so far; a round needs at least {FEWEST_PREFERENCES}. "
+            + _why_few(left_out)
+        )
+    index = load_probes(workspace.probes.parent)
+    for row in rows:
+        probe = index.near(row["prompt"])
+        if probe is not None:
+            raise BadData(
+                f"the preference {row['id']} answers the probe {probe}, or nearly: what a model "
+                "is measured with must not be what it learns from. Take the probe out of "
+                f"{workspace.probes}, or judge that pair again with a skip."
+            )
+
+
+def _why_few(left_out: Counter[str]) -> str:
+    if not left_out:
+        return "Judge more pairs with: curator annotate"
+    what = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in sorted(left_out.items()))
+    return f"Not counted: {what}. Judge more pairs with: curator annotate"
+
+
+def measured(
+    session: Session, settings: TrainSettings, kinds: Iterable[AnnotatorKind]
+) -> TrainSettings:
+    """Return the settings, with the flip rate of these annotators where the robust loss asks.
+
+    With too few repeats to measure it, or one set by hand, they are as they were.
+    """
+    if "robust" not in settings.loss or settings.label_smoothing is not None:
+        return settings
+    repeats, disagreeing = repeated(session, kinds)
+    return replace(settings, label_smoothing=flip_rate(disagreeing, repeats))
+
+
+def strong_enough(
+    found: list[Preference], strength: str, left_out: Counter[str]
+) -> list[Preference]:
+    """Return the preferences to use; with `clear`, without slight ones to train on, counted.
+
+    Held-out ones stay whatever their strength, so that figures of two settings compare.
+    """
+    if strength == "any":
+        return found
+    kept = [each for each in found if each.strength != 1 or each.split == "held_out"]
+    if len(kept) < len(found):
+        left_out["slightly"] += len(found) - len(kept)
+    return kept
+
+
+def to_go_on_from(
+    session: Session,
+    workspace: Workspace,
+    request: Request,
+    rows: Sequence[Mapping[str, Any]],
+) -> tuple[Path, Request] | None:
+    """Return the checkpoints of the last training, and the request with its seed, or None.
+
+    Only where that one did not finish and was of the same model, settings and preferences; the
+    trainer looks again, more closely, and verifies what it finds.
+    """
+    last = session.exec(
+        select(Run)
+        .where(col(Run.action).in_(("train", "round")))
+        .order_by(col(Run.id).desc())
+        .limit(1)
+    ).first()
+    if last is None or last.state not in (RunState.FAILED, RunState.CANCELLED):
+        return None
+    folder = workspace.runs / last.folder
+    checkpoints = folder / CHECKPOINTS
+    try:
+        before = read_request(folder)
+        same = _training(before) == _training(request) and any(checkpoints.glob("step-*"))
+        same = same and [row for _, row in read_rows(folder / PAIRS)] == list(rows)
+    except (ContractError, OSError):
+        return None
+    return (checkpoints, replace(request, seed=before.seed)) if same else None
+
+
+def _training(request: Request) -> tuple[Any, ...]:
+    """Return what of a request decides how it trains, but for the seed."""
+    return request.model, request.quantization, request.train, request.adapter_sha256
+
+
+def take_over(checkpoints: Path, folder: Path) -> None:
+    """Move checkpoints into the folder of the run that goes on from them."""
+    os.replace(checkpoints, folder / CHECKPOINTS)

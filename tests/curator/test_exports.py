@@ -1,0 +1,87 @@
+"""An adapter that leaves the workspace: whole, with a card that says what is known of it."""
+
+from __future__ import annotations
+
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from curator import adapters, cards, exports
+from curator.errors import BadData, CannotWrite, NotReady
+from curator.workspace import Workspace
+from tests.curator.test_adapters import curator, judged, work  # noqa: F401
+from trainer.contract import read_request
+
+
+@pytest.fixture
+def trained(judged: Workspace) -> Workspace:  # noqa: F811
+    """A workspace with an adapter in use, of which the fake trainer wrote no weights."""
+    work(judged, "round")
+    folder = judged.path / adapters.show_adapter(judged, "adapter-0002")["folder"]
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    return judged
+
+
+def test_peft_is_the_adapter_with_a_model_card(trained: Workspace) -> None:
+    done = curator(trained, "adapter", "export", "adapter-0002", "--to", "peft")
+    assert done.returncode == 0 and not done.stdout, done.stderr
+    target = trained.path / "exports" / "adapter-0002-peft"
+    assert str(target) in done.stderr
+    assert sorted(p.name for p in target.iterdir()) == ["README.md", "adapter_model.safetensors"]
+    assert not list(target.parent.glob("*.part"))
+    card = (target / "README.md").read_text(encoding="utf-8")
+    facts = adapters.show_adapter(trained, "adapter-0002")
+    for sha256 in (facts["base_sha256"], facts["sha256"], facts["pairs_sha256"]):
+        assert sha256 in card
+    assert "on 8 preferences" in card and "library_name: peft" in card
+    assert "| would rather agree where it should not | 0% | 0% to 3% | 120 |" in card
+    assert "not therapy" in card and "can give away what it was trained on" in card
+    assert not any(word in card.lower() for word in ("is safe", "validated", "de-identified"))
+    again = curator(trained, "adapter", "export", "adapter-0002", "--to", "peft")
+    assert again.returncode == 65 and "is there already" in again.stderr
+
+
+def test_what_cannot_be_exported_writes_nothing(trained: Workspace, tmp_path: Path) -> None:
+    wrong = curator(trained, "adapter", "export", "adapter-0002", "--to", "gguf")
+    assert wrong.returncode == 2 and "known: peft, merged, ollama" in wrong.stderr
+    with pytest.raises(BadData, match="there is no adapter x"):
+        exports.export_peft(trained, "x", None)
+    with pytest.raises(BadData, match="the base is no adapter"):
+        exports.start_merge(trained, "base", "merged", None)
+    with pytest.raises(BadData, match="is there already"):
+        exports.start_merge(trained, "adapter-0002", "merged", tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(CannotWrite, match=r"Nothing was written\."):
+        exports.export_peft(trained, "adapter-0002", tmp_path / "file" / "below")
+    folder = trained.path / adapters.show_adapter(trained, "adapter-0002")["folder"]
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(NotReady, match="is gone"):
+        exports.export_peft(trained, "adapter-0002", None)
+    assert not list((trained.path / "exports").iterdir())
+
+
+def test_merging_asks_the_trainer(trained: Workspace, tmp_path: Path) -> None:
+    started, target = exports.start_merge(trained, "adapter-0002", "ollama", tmp_path / "out")
+    request = read_request(started.folder)
+    assert (request.action, request.form, request.output) == ("merge", "ollama", str(target))
+    assert request.adapter == "../../adapters/adapter-0002" and request.adapter_sha256
+    assert "merged into the base in bf16" in str(request.card)
+
+
+def test_a_card_without_figures_says_so() -> None:
+    facts = {
+        "adapter": "a", "base_model": 'b"\n', "preferences": {}, "base_sha256": "1", "sha256": "2",
+        "pairs_sha256": "3", "evaluation": {}, "status": "current", "reason": None,
+    }  # fmt: skip
+    text = cards.card_text(facts, "merged", "nf4")
+    assert "None was taken." in text and "in nf4" in text
+    assert text.splitlines()[1] == 'base_model: "b\\"\\n"'
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX permission bits")
+def test_an_export_is_its_users_alone(trained: Workspace) -> None:
+    curator(trained, "adapter", "export", "adapter-0002", "--to", "peft")
+    card = trained.path / "exports" / "adapter-0002-peft" / "README.md"
+    assert stat.S_IMODE(card.stat().st_mode) == 0o600

@@ -1,0 +1,106 @@
+"""An adapter merged into its base: same answers, a plain model, a Modelfile of its template."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.conftest import load, manifest_of, refused, run_folder
+from trainer.__main__ import perform
+
+pytestmark = pytest.mark.train
+
+
+def merge_folder(tmp_path: Path, gemma: Path, adapter: Path, **request: object) -> Path:
+    return run_folder(
+        tmp_path / "run", None, action="merge", model=str(gemma), adapter=str(adapter),
+        **{"output": "merged", **request},
+    )  # fmt: skip
+
+
+def test_a_merged_model_answers_as_base_and_adapter_do(
+    tmp_path: Path, gemma: Path, adapters: tuple[Path, Path]
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = merge_folder(tmp_path, gemma, adapters[1])
+    assert perform(folder) == 0
+    target = folder / "merged"
+    told = manifest_of(folder)["merged"]
+    assert told["path"] == "merged" and told["bytes"] > 0
+    assert not list(folder.glob("*.part"))
+    merged, info = AutoModelForCausalLM.from_pretrained(target, output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert {p.dtype for p in merged.parameters()} == {torch.bfloat16}
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "I feel watched."}], add_generation_prompt=True,
+        return_tensors="pt", return_dict=True,
+    )["input_ids"]  # fmt: skip
+    adapted, _ = load(gemma, adapters[1])
+    plain, _ = load(gemma, None)
+    with torch.no_grad():
+        wanted, got, base = (m(ids).logits.float() for m in (adapted, merged.float(), plain))
+    # Both in fp32: what is left is the rounding of the weights to bf16, well under the adapter.
+    assert (wanted - got).abs().max() < 0.05 * (wanted - base).abs().max() + 0.02
+    assert (wanted - base).abs().max() > 0.1
+    card = (target / "README.md").read_text()
+    assert "not therapy" in card and manifest_of(folder)["merged"]["form"] == "merged"
+
+
+def test_what_cannot_be_merged_is_refused(
+    tmp_path: Path, gemma: Path, adapters: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = merge_folder(tmp_path, gemma, adapters[0], output=None)
+    assert perform(folder) == 65 and "merge needs adapter and output" in capsys.readouterr().err
+    shutil.rmtree(folder)
+    folder = merge_folder(tmp_path, gemma, adapters[0])
+    (folder / "merged").mkdir()
+    assert perform(folder) == 65 and "is never written over" in capsys.readouterr().err
+    shutil.rmtree(folder)
+    changed = tmp_path / "changed"
+    shutil.copytree(adapters[0], changed)
+    with (changed / "adapter_model.safetensors").open("ab") as file:
+        file.write(b"x")
+    folder = merge_folder(tmp_path, gemma, changed)
+    assert "is not what was trained" in refused(folder, capsys)
+    assert not (folder / "merged").exists()
+
+
+def test_ollama_gets_the_models_own_template(
+    tmp_path: Path, gemma: Path, adapters: tuple[Path, Path]
+) -> None:
+    folder = merge_folder(tmp_path, gemma, adapters[0], form="ollama", card="# A card")
+    assert perform(folder) == 0
+    text = (folder / "merged" / "Modelfile").read_text()
+    assert "\nFROM .\n" in text and (folder / "merged" / "README.md").read_text() == "# A card"
+    assert 'PARAMETER stop "<end_of_turn>"' in text
+    template = text.split('"""')[1]
+    assert template == (
+        "{{ if .System }}<start_of_turn>user\n{{ .System }}\n\n{{ .Prompt }}{{ else }}"
+        "<start_of_turn>user\n{{ .Prompt }}{{ end }}<end_of_turn>\n<start_of_turn>model\n"
+        "{{ .Response }}<end_of_turn>\n"
+    )
+    # Filled in, it is what transformers renders.
+    _, tokenizer = load(gemma, None)
+    turns = [("user", "A"), ("assistant", "B"), ("user", "C"), ("assistant", "D")]
+    body = template.split("{{ else }}")[1].replace("{{ end }}", "")
+    filled = "".join(
+        body.replace("{{ .Prompt }}", one).replace("{{ .Response }}", two)
+        for one, two in (("A", "B"), ("C", "D"))
+    )
+    messages = [{"role": role, "content": text} for role, text in turns]
+    rendered = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    assert tokenizer.bos_token + filled == rendered
+
+
+def test_a_template_that_does_not_fit_ollamas_terms_is_left_out(gemma: Path) -> None:
+    from trainer.merge import go_template
+
+    _, tokenizer = load(gemma, None)
+    tokenizer.chat_template = "{{ messages | length }}:{{ messages[-1]['content'] }}"
+    assert go_template(tokenizer) is None

@@ -1,0 +1,69 @@
+"""The same run's folder under torchrun: two processes on the CPU train as one does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.conftest import manifest_of, preference_rows, run_folder
+from tests.trainer.test_survive import events
+from trainer import contract
+from trainer.__main__ import perform
+
+pytestmark = [
+    pytest.mark.train,
+    pytest.mark.skipif(sys.platform == "win32", reason="torchrun's gloo on one machine"),
+]
+
+SETTINGS = {
+    "max_steps": 6, "batch_size": 1, "learning_rate": 1e-3, "lora_rank": 8, "lora_alpha": 16,
+    "max_length": 256, "save_steps": 2,
+}  # fmt: skip
+
+
+def torchrun(folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone",
+               "--nproc_per_node", "2", "-m", "trainer", str(folder)]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+
+
+def test_two_processes_give_the_losses_of_one_with_doubled_accumulation(
+    tmp_path: Path, gemma: Path
+) -> None:
+    rows = preference_rows(16, split="train")
+    request = {"action": "train", "model": str(gemma), "seed": 4, "quantization": "none"}
+    alone = run_folder(
+        tmp_path / "alone", rows, **request, train={**SETTINGS, "gradient_accumulation": 4}
+    )
+    assert perform(alone) == 0
+    both = run_folder(
+        tmp_path / "both", rows, **request, train={**SETTINGS, "gradient_accumulation": 2}
+    )
+    done = torchrun(both)
+    assert done.returncode == 0, done.stderr
+    (started,) = events(both, "started")
+    assert started["world_size"] == 2 and events(alone, "started")[0]["world_size"] == 1
+    ones, twos = events(alone, "step"), events(both, "step")
+    assert [step["step"] for step in twos] == list(range(1, 7))  # each step once
+    for one, two in zip(ones, twos, strict=True):
+        for name in ("loss", "rewards/margins"):
+            assert two[name] == pytest.approx(one[name], abs=1e-4)
+    assert len(events(both, "finished")) == len(events(both, "loaded")) == 1
+    left = {p.name for p in both.iterdir()} - {contract.LOCK}  # which perform() alone does not take
+    assert left == {p.name for p in alone.iterdir()}
+    assert manifest_of(both)["train"]["steps"] == 6
+    assert contract.read_manifest(both) is not None
+
+
+def test_what_is_not_trained_runs_in_one_process(
+    tmp_path: Path, gemma: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    folder = run_folder(tmp_path / "run", None, action="generate", model=str(gemma))
+    assert perform(folder) == 65
+    assert "generate runs in one process; 2 were started" in capsys.readouterr().err

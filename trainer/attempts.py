@@ -1,0 +1,175 @@
+"""Training that survives: it goes on from a checkpoint, and tries with less memory when short."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer import checkpoints, dpo
+from trainer.contract import Request, TrainSettings
+from trainer.model import Device, attach_adapter, template_sha256
+from trainer.processes import is_first, world_size
+from trainer.scoring import out_of_memory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MOST = 3
+SHORTEST = 64
+
+
+@dataclass
+class Trained:
+    """A model with its trained adapter, and how it came about."""
+
+    model: Any
+    metrics: dict[str, Any]
+    fit: dpo.Fit
+
+
+def with_less_memory(settings: TrainSettings, device: Device) -> tuple[TrainSettings, str] | None:
+    """Return settings that need less memory, and what changed in words; None when there are none.
+
+    First what changes no result: one pair at a time, activations recomputed. Then a length two
+    thirds as long, at which longer replies lose their end.
+    """
+    recomputes = settings.gradient_checkpointing
+    if recomputes is None:
+        recomputes = device.kind == "cuda"
+    if settings.batch_size > 1 or not recomputes:
+        less = replace(
+            settings,
+            batch_size=1,
+            gradient_accumulation=settings.batch_size * settings.gradient_accumulation,
+            gradient_checkpointing=True,
+        )
+        return less, "one pair at a time, activations recomputed"
+    length = max(SHORTEST, settings.max_length * 2 // 3 // 64 * 64)
+    if length >= settings.max_length:
+        return None
+    return replace(settings, max_length=length), f"max_length {length}"
+
+
+class Attempts:
+    """One training, in up to MOST attempts."""
+
+    def __init__(
+        self,
+        folder: Path,
+        request: Request,
+        tokenizer: PreTrainedTokenizerBase,
+        preferences: dpo.Preferences,
+        device: Device,
+        base_sha256: str,
+        parent_sha256: str | None,
+        emit: Callable[..., None],
+    ) -> None:
+        self.folder, self.request, self.tokenizer = folder, request, tokenizer
+        self.preferences, self.device, self.emit = preferences, device, emit
+        self.mark = checkpoints.fingerprint(
+            request,
+            base_sha256,
+            template_sha256(tokenizer),
+            preferences.train,
+            parent_sha256,
+            world_size(),
+        )
+
+    def train(self, base: Any) -> Trained:
+        """Train on the base model; raise what ended the last attempt."""
+        settings, attempt = self.request.train, 1
+        while True:
+            found = checkpoints.latest(self.folder, self.mark, self._warn)
+            while found is not None and attempt < min(found.attempt, MOST):
+                # It was made after a lack of memory: begin where that led to.
+                settings, attempt = self._smaller(settings), attempt + 1
+            try:
+                return self._once(base, settings, attempt, found)
+            except dpo.NoNumber:
+                if is_first():
+                    checkpoints.remove(self.folder)  # to go on from these leads there again
+                raise
+            except Exception as error:
+                less = with_less_memory(settings, self.device)
+                if not out_of_memory(error) or attempt == MOST or less is None:
+                    raise
+                if world_size() > 1:  # the others wait for this one in the middle of a step
+                    raise
+            # Past the except block, so that no traceback holds the tensors of the attempt.
+            take_off(base)
+            free(self.device)
+            settings, attempt = less[0], attempt + 1
+            self.emit(
+                "warning",
+                message=f"out of memory; attempt {attempt} of {MOST} with {less[1]}.",
+                attempt=attempt, change=less[1],
+            )  # fmt: skip
+
+    def _smaller(self, settings: TrainSettings) -> TrainSettings:
+        less = with_less_memory(settings, self.device)
+        return less[0] if less else settings
+
+    def _warn(self, message: str) -> None:
+        self.emit("warning", message=message)
+
+    def _once(
+        self, base: Any, settings: TrainSettings, attempt: int, found: checkpoints.Checkpoint | None
+    ) -> Trained:
+        work = self.folder / "work"
+        if is_first():
+            shutil.rmtree(work, ignore_errors=True)
+
+        def publish(saved: Path, step: int) -> None:
+            checkpoints.publish(saved, self.folder, self.mark, step, attempt)
+
+        model, parent = base, self.request.adapter
+        if parent is not None:
+            model = attach_adapter(base, self.folder / parent, trainable=True)
+        trainer = dpo.make_trainer(
+            model, self.tokenizer, self.preferences, replace(self.request, train=settings),
+            self.device, work, self.emit, publish,
+        )  # fmt: skip
+        fit = dpo.fit(trainer, len(self.preferences.train), settings.max_length)
+        for message in fit.messages():
+            self._warn(message)
+        if found is not None:
+            self.emit(
+                "resumed", step=found.step,
+                message=f"goes on from the checkpoint of step {found.step}.",
+            )  # fmt: skip
+        metrics = dpo.train(trainer, found.path if found else None)
+        if attempt > 1:
+            metrics["attempts"] = attempt
+        if is_first():
+            shutil.rmtree(work, ignore_errors=True)  # transformers'; nothing is kept there
+        if parent is not None:
+            trainer.model.delete_adapter("ref")  # TRL's frozen copy: of no more use
+        return Trained(trainer.model, metrics, fit)
+
+
+def take_off(base: Any) -> None:
+    """Take LoRA layers off a model again, whatever put them on; its own layers stay as they are.
+
+    An attempt that ran out of memory may have died before anybody held the PEFT model.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [(n, m) for n, m in base.named_modules() if isinstance(m, BaseTunerLayer)]
+    for name, layer in layers:
+        parent, _, own = name.rpartition(".")
+        setattr(base.get_submodule(parent), own, layer.get_base_layer())
+    if hasattr(base, "peft_config"):
+        del base.peft_config
+
+
+def free(device: Device) -> None:
+    """Give back what nothing refers to any more."""
+    import torch
+
+    gc.collect()
+    if device.kind == "cuda":
+        torch.cuda.empty_cache()
