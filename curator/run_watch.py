@@ -12,6 +12,7 @@ PHASES = {
     "evaluate": "evaluating",
     "generate": "writing replies",
     "measure": "measuring",
+    "pull": "downloading",
 }
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -62,7 +63,9 @@ class RunWatch:
     def line(self) -> str:
         """Return the run in one line: what it does, its figures, how long it will take."""
         parts = [self.phase]
-        if self.total:
+        if self.total and self.phase == PHASES["pull"]:  # in bytes
+            parts.append(f"{self.done / 1e9:.2f} of {self.total / 1e9:.2f} GB")
+        elif self.total:
             parts.append(f"{self.done} of {self.total}")
         elif self.loss and self.phase == "training":
             parts += [

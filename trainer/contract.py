@@ -47,7 +47,10 @@ from typing import Any, Literal
 
 SCHEMA = 1
 
-Action = Literal["train", "evaluate", "generate", "round", "duel"]
+# The first five do a run's work; the others are errands that belong to no study.
+Action = Literal[
+    "train", "evaluate", "generate", "round", "duel", "pull", "models", "plan", "rehearse"
+]
 Strategy = Literal["contrast", "sample"]
 Message = dict[str, str]
 T = typing.TypeVar("T")
@@ -139,6 +142,8 @@ class TrainSettings:
     """A transformers optimiser name; `auto`: adamw_8bit on a GPU, adamw_torch on a CPU."""
     gradient_checkpointing: bool | None = None
     """Recompute activations to save memory; none: on a GPU only."""
+    activation_offloading: bool = False
+    """Keep the layers' checkpoints in host memory between the passes (TRL's option; CUDA only)."""
     held_out_share: float = 0.2
     """Share of prompts kept from training when the rows carry no `split`."""
 
@@ -174,23 +179,25 @@ class GenerateSettings:
     max_new_tokens: int = 200
     max_prompt_tokens: int = 2048
     """A longer prompt is left out and counted: its attention alone could fill the memory."""
-    temperature: float = 0.9
-    top_p: float = 0.95
-    top_k: int = 64
-    """Gemma 3's own default."""
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    """None of the three: as the model's generation_config.json has it, else 0.9, 0.95 and 64."""
     batch_size: int | None = None
     """Replies written at once; none: 64 for a model under 100 M parameters, else 8."""
     steers: Mapping[str, str] = field(default_factory=lambda: dict(STEERS))
 
     def __post_init__(self) -> None:
-        _positive(self, "samples", "max_new_tokens", "temperature", "max_prompt_tokens")
-        if self.top_k < 0:
+        _positive(self, "samples", "max_new_tokens", "max_prompt_tokens")
+        if self.temperature is not None:
+            _positive(self, "temperature")
+        if self.top_k is not None and self.top_k < 0:
             raise ContractError("generate.top_k must be at least 0 (0: no limit).")
         if self.batch_size is not None and self.batch_size < 1:
             raise ContractError("generate.batch_size must be above 0.")
         if not all(isinstance(text, str) for text in self.steers.values()):
             raise ContractError("generate.steers must be texts.")
-        if not 0 < self.top_p <= 1:
+        if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ContractError("generate.top_p must be above 0 and at most 1.")
         if self.strategy == "sample" and self.samples < 2:
             raise ContractError("generate.samples must be at least 2: a pair needs two replies.")
@@ -231,6 +238,10 @@ class Request:
     """Held-out prompts to answer once by every policy when evaluating; none: skip."""
     train: TrainSettings = field(default_factory=TrainSettings)
     generate: GenerateSettings = field(default_factory=GenerateSettings)
+    vram: int | None = None
+    """plan, models, rehearse: bytes of GPU memory to plan for; none: what this machine has."""
+    layers: int | None = None
+    """rehearse: make only so many layers; none: all."""
     run: str = ""
     """A name for people."""
     schema: int = SCHEMA
@@ -241,11 +252,14 @@ class Request:
                 f"the request has schema {self.schema}; this trainer reads schema {SCHEMA}. "
                 "Use the trainer that came with the curator that wrote it."
             )
-        if not self.model:
+        if not self.model and self.action != "models":
             raise ContractError("model is empty; name a model folder or an id.")
         if self.action == "duel" and self.adapter is None and self.compare is None:
             raise ContractError("a duel needs adapter, compare, or both; both are missing.")
         _positive(self, "measure_samples")
+        for name in ("vram", "layers"):
+            if getattr(self, name) is not None:
+                _positive(self, name)
         if not 0 <= self.seed < 2**32:
             raise ContractError(f"seed must be between 0 and 2**32 - 1, and is {self.seed}.")
 

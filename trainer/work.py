@@ -6,9 +6,11 @@ import json
 import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer import errands
 from trainer.contract import (
     ADAPTER,
     BASE,
@@ -21,6 +23,8 @@ from trainer.contract import (
     append_event,
     write_rows,
 )
+
+ERRANDS = ("pull", "models", "plan", "rehearse")
 
 if TYPE_CHECKING:
     from trainer.dpo import Preferences
@@ -61,6 +65,9 @@ class Work:
     def run(self) -> None:
         """Do the request's action; the manifest is written by the caller, last."""
         action = self.request.action
+        if action in ERRANDS:
+            errands.perform(self)
+            return
         trains = action in ("train", "round")
         self.check(trains)
         self.phase("load", self.load)
@@ -94,6 +101,7 @@ class Work:
         if trains or request.action == "evaluate":
             self._read_inputs(trains)
         self.base = model.find_model(request.model)
+        model.check_weights(self.base, request.model)
         self.base_sha256 = model.model_sha256(self.base)
         self.adapter_sha256 = self._check_adapter(request.adapter, request.adapter_sha256)
         self.compare_sha256 = self._check_adapter(request.compare, request.compare_sha256)
@@ -130,6 +138,8 @@ class Work:
         set_seed(self.request.seed)
         self.tokenizer = model.load_tokenizer(self.base, self.request.model)
         self.model = model.load_base(self.request, self.base, self.device)
+        sampling = model.with_sampling(self.request.generate, self.model.generation_config)
+        self.request = replace(self.request, generate=sampling)
         self.manifest["model"] = {
             "name": self.request.model,
             "sha256": self.base_sha256,
