@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import memory
 from trainer.contract import ContractError
+from trainer.fitting import alternatives, shape_named
 from trainer.measure import machine_here
 from trainer.presets import PRESETS, preset
 
@@ -40,38 +40,16 @@ def perform(work: Work) -> None:
 def _pull(work: Work) -> None:
     from trainer.pull import pull
 
-    work.emit("phase", phase="pull")
-    work.manifest["pulled"] = pull(
-        work.request.model,
-        lambda done, total: work.emit("progress", phase="pull", done=done, total=total),
-    )
+    begun = False
 
+    def progress(done: int, total: int) -> None:
+        nonlocal begun
+        if not begun:  # before that it may still be refused
+            work.emit("phase", phase="pull")
+            begun = True
+        work.emit("progress", phase="pull", done=done, total=total)
 
-def shape_named(name: str) -> memory.Shape:
-    """Return the sizes of a preset, or of a model in a folder or in the local cache.
-
-    Raises ContractError. Its weights need not be there, nor is anything loaded.
-    """
-    known = preset(name)
-    if known is not None and not Path(name).exists():
-        return memory.shape_of(known.config, known.name)
-    from trainer.checkpoint import find_model, text_config
-
-    config, _ = text_config(find_model(name), name)
-    return memory.shape_of(config.to_dict(), name)
-
-
-def fitting(shape_name: str, work: Work, machine: memory.Machine) -> list[str]:
-    """Return the presets that fit where a model does not, the largest first."""
-    found = []
-    for each in PRESETS:
-        if each.name == shape_name or each.id == shape_name:
-            continue
-        shape = memory.shape_of(each.config, each.name)
-        plan = memory.plan(shape, work.request.train, work.request.quantization, machine)
-        if plan.fits:
-            found.append((shape.parameters, each.name))
-    return [name for _, name in sorted(found, reverse=True)]
+    work.manifest["pulled"] = pull(work.request.model, progress)
 
 
 def _planned(work: Work, name: str, machine: memory.Machine) -> dict[str, Any]:
@@ -97,7 +75,7 @@ def _planned(work: Work, name: str, machine: memory.Machine) -> dict[str, Any]:
             {"tier": tier, "bytes": size, "built": built} for tier, size, built in found.tiers
         ],
         "refusal": None if found.fits else memory.refusal(
-            name, found, fitting(name, work, machine)
+            name, found, alternatives(name, request, machine)
         ),
     }  # fmt: skip
 

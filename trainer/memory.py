@@ -34,6 +34,7 @@ LENGTHS = (2048, 1024, 768, 512, 384, 256)
 
 Device = Literal["cuda", "cpu"]
 RESIDENT = "resident"
+RECOMPUTED = "layers computed again"
 HOST_EMBEDDING = "embedding in host memory"
 OFFLOAD = "checkpoints in host memory"
 SHORTER = "shorter length"
@@ -97,6 +98,8 @@ def shape_of(config: Mapping[str, Any], name: str) -> Shape:
             raise ContractError(f"{name}: its config.json has no {field_name} to plan with.")
         return value
 
+    if any(config.get(f) for f in ("num_experts", "num_local_experts", "n_routed_experts")):
+        raise ContractError(f"{name} is a mixture of experts; its memory cannot be planned.")
     layers, hidden, heads = (
         size("num_hidden_layers"), size("hidden_size"), size("num_attention_heads"),
     )  # fmt: skip
@@ -183,8 +186,7 @@ def parts_of(
     hidden = shape.hidden
     lora = shape.lora(settings.lora_rank)
     eight_bit = settings.optimizer == "adamw_8bit" or (settings.optimizer == "auto" and on_gpu)
-    checkpointing = settings.gradient_checkpointing
-    checkpointing = on_gpu if checkpointing is None else checkpointing
+    checkpointing = _checkpointing(settings, machine)
     words = min(shape.vocabulary, TILE_WORDS)
     tile = min(rows, TILE_TOKENS) * words * (TILE_TRITON if machine.triton else TILE_EAGER)
     if not on_gpu:
@@ -207,10 +209,16 @@ def parts_of(
     return parts
 
 
+def _checkpointing(settings: TrainSettings, machine: Machine) -> bool:
+    asked = settings.gradient_checkpointing
+    return machine.device == "cuda" if asked is None else asked
+
+
 def plan(shape: Shape, settings: TrainSettings, quantization: str, machine: Machine) -> Plan:
     """Return the first tier that fits, or the last one tried, with `fits` false.
 
-    The order: resident; the tied embedding in host memory, which is counted and never chosen
+    The order: resident; the layers computed again on the way back (where they are not anyway); the
+    tied embedding in host memory, which is counted and never chosen
     (see `_host_embedding`); the layers' checkpoints in host memory (CUDA only); a shorter length.
     """
     tried: list[tuple[str, int, bool]] = []
@@ -224,6 +232,9 @@ def plan(shape: Shape, settings: TrainSettings, quantization: str, machine: Mach
         )
 
     found = attempt(RESIDENT, settings, "everything fits as it is")
+    if not found.fits and not _checkpointing(settings, machine):
+        settings = replace(settings, gradient_checkpointing=True)
+        found = attempt(RECOMPUTED, settings, "what the layers keep for the way back does not fit")
     if not found.fits and shape.tied:
         tried.append((HOST_EMBEDDING, _host_embedding(found.parts, shape, machine), False))
     changed = settings

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import errands
+from trainer import errands, fitting
 from trainer.contract import (
     ADAPTER,
     BASE,
@@ -29,6 +29,7 @@ ERRANDS = ("pull", "models", "plan", "rehearse")
 if TYPE_CHECKING:
     from trainer.dpo import Preferences
     from trainer.evaluate import Inputs
+    from trainer.memory import Plan
     from trainer.model import Device
     from trainer.policies import Policies
 
@@ -43,6 +44,7 @@ class Work:
         self.manifest: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
         self.preferences: Preferences | None = None
+        self.plan: Plan | None = None
         self.device: Device
         self.base: Path
         self.base_sha256: str
@@ -102,6 +104,8 @@ class Work:
             self._read_inputs(trains)
         self.base = model.find_model(request.model)
         model.check_weights(self.base, request.model)
+        if trains:
+            self.plan, self.request = fitting.fit(request, self.base, self.emit)
         self.base_sha256 = model.model_sha256(self.base)
         self.adapter_sha256 = self._check_adapter(request.adapter, request.adapter_sha256)
         self.compare_sha256 = self._check_adapter(request.compare, request.compare_sha256)
@@ -167,6 +171,9 @@ class Work:
         too_long = len(self.preferences.train) - trained_on
         if too_long:
             self.emit("warning", message=f"{too_long} prompts fill max_length; left out.")
+        measured = fitting.rehearse_step(trainer, self.device, self.plan, self.emit)
+        if measured:
+            self.manifest["memory"] = measured
         metrics = dpo.train(trainer)
         shutil.rmtree(self.folder / "work", ignore_errors=True)  # TRL's; nothing is kept there
         self.model = trainer.model

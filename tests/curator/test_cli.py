@@ -44,7 +44,8 @@ def refused(done: Done, status: int, *parts: str) -> None:
 
 COMMANDS = ("init", "import prompts", "generate", "annotate", "export", "train", "round", "loop",
             "status", "demo", "evaluate", "duel", "adapter list", "adapter show", "adapter accept",
-            "adapter refuse", "adapter rollback")  # fmt: skip
+            "adapter refuse", "adapter rollback", "models", "models pull", "plan",
+            "rehearse")  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
