@@ -10,6 +10,7 @@ import contextlib
 import json
 import subprocess
 import sys
+import time
 from typing import Any
 
 SECONDS = 10
@@ -96,13 +97,14 @@ def _compile(source: str) -> Any:
     )
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: "1 January 2026"
+    environment.globals["strftime_now"] = time.strftime
     return environment.from_string(source)
 
 
 def _render(template: Any, messages: list[dict[str, str]], variables: dict[str, Any]) -> str:
     parts, length = [], 0
-    for part in template.generate(messages=messages, add_generation_prompt=True, **variables):
+    given = {"messages": messages, "tools": None, "documents": None, **variables}
+    for part in template.generate(add_generation_prompt=True, **given):
         parts.append(part)
         length += len(part)
         if length > MOST:

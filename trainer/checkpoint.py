@@ -67,16 +67,12 @@ def _in_cache(name: str) -> Path:
         LocalEntryNotFoundError,
     )
 
-    from trainer.pull import ALLOWED, REFUSED
-
     known = preset(name)
-    try:
-        return Path(
-            snapshot_download(
-                known.id if known else name, local_files_only=True,
-                allow_patterns=ALLOWED, ignore_patterns=REFUSED,
-            )
-        )  # fmt: skip
+    try:  # whether the weights are all there is asked of their index, below
+        folder = snapshot_download(
+            known.id if known else name, local_files_only=True, allow_patterns=["config.json"]
+        )
+        return Path(folder)
     except IncompleteSnapshotError:
         raise Refused(f"{name} {HALF}. Get the rest: curator models pull {name}") from None
     except (LocalEntryNotFoundError, HFValidationError):
@@ -145,6 +141,8 @@ def _check_shards(folder: Path, name: str) -> None:
             f"{name} {HALF}: {len(missing)} of {len(wanted)} files of weights are missing, among "
             f"them {missing[0]}. Copy or pull it again."
         )
+    if not there and not any(folder.glob("*.bin")) and not any(folder.glob("*.pt")):
+        raise Refused(f"{name} {HALF}: it has no weights. Get the rest: curator models pull {name}")
     if not there:
         raise Refused(
             f"{name} has no .safetensors weights. Pickled weights (.bin, .pt) can run code and "

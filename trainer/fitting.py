@@ -76,15 +76,21 @@ def fit(request: Request, folder: Path, emit: Emit) -> tuple[memory.Plan | None,
     return found, replace(request, train=found.settings)
 
 
-def rehearse_step(
+def check_plan(
     trainer: Any, device: Device, plan: memory.Plan | None, emit: Emit
-) -> dict[str, Any] | None:
-    """Take one dry step on the longest real pair; return its peak beside the estimate, in bytes.
+) -> dict[str, Any]:
+    """Return the plan's figures in bytes; on a GPU, beside them the peak of one dry step.
 
-    On a CPU nothing is done: there a step is minutes, and what it lacks the system finds.
+    The step is taken on the longest real pair. On a CPU none is: there it is minutes, and what it
+    lacks the system finds.
     """
-    if plan is None or device.kind != "cuda":
-        return None
+    if plan is None:
+        return {}
+    figures: dict[str, Any] = {
+        "tier": plan.tier, "max_length": plan.length, "free": plan.free, "planned": plan.total,
+    }  # fmt: skip
+    if device.kind != "cuda":
+        return figures
     measured = dry_step(trainer, device)
     planned = plan.peak - plan.parts["optimiser"]  # Adam's state is made at the first real step
     error = round(planned / max(measured, 1) - 1, 4)
@@ -94,4 +100,4 @@ def rehearse_step(
             "warning",
             message=f"a step takes {memory.gb(measured)}, {-error:.0%} more than planned.",
         )
-    return {"dry_step": measured, "planned": planned, "error": error}
+    return {**figures, "dry_step": measured, "dry_step_planned": planned, "error": error}

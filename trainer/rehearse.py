@@ -32,7 +32,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<turn>{% endif %}"
 )
 REPLY_SHARE = 4  # one token in so many is the reply's
-NEW_TOKENS = 16
+NEW_TOKENS = 8
 
 
 def rehearse(request: Request, folder: Path, emit: Emit) -> dict[str, Any]:
@@ -162,8 +162,10 @@ def make(config: dict[str, Any], request: Request, device: Device, seed: int) ->
         )  # fmt: skip
         replace_with_bnb_linear(model, ["lm_head"], quantised)
         model.is_loaded_in_4bit = True
-    for module in model.modules():
-        _fill(model, module, where, device.dtype)
+    model.tie_weights()
+    for name, module in model.named_modules():
+        if f"{name}.weight" not in model.all_tied_weights_keys:  # a tied head is the embedding
+            _fill(model, module, where, device.dtype)
     model.tie_weights()
     model.hf_device_map = {"": 0 if device.kind == "cuda" else "cpu"}
     model.requires_grad_(False)

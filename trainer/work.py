@@ -171,9 +171,7 @@ class Work:
         too_long = len(self.preferences.train) - trained_on
         if too_long:
             self.emit("warning", message=f"{too_long} prompts fill max_length; left out.")
-        measured = fitting.rehearse_step(trainer, self.device, self.plan, self.emit)
-        if measured:
-            self.manifest["memory"] = measured
+        self.manifest["memory"] = fitting.check_plan(trainer, self.device, self.plan, self.emit)
         metrics = dpo.train(trainer)
         shutil.rmtree(self.folder / "work", ignore_errors=True)  # TRL's; nothing is kept there
         self.model = trainer.model

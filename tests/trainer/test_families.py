@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 
 from tests import tiny
-from trainer import checkpoint, model
+from tests.trainer.conftest import (
+    GENERATE,
+    PROMPTS,
+    TRAIN,
+    manifest_of,
+    preference_rows,
+    rows_of,
+    run_folder,
+)
+from trainer import checkpoint, contract, memory, model
+from trainer.__main__ import perform
 from trainer.contract import Request
 
 pytestmark = pytest.mark.train
@@ -65,3 +75,21 @@ def test_lora_is_put_on_language_layers_and_trains(tmp_path: Path, family: str) 
     adapted(input_ids=ids, labels=ids).loss.backward()
     grads = [p.grad for p in adapted.parameters() if p.requires_grad]
     assert all(g is not None and torch.isfinite(g).all() for g in grads)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "mistral3"])
+def test_a_round_runs_from_preferences_to_new_replies(tmp_path: Path, family: str) -> None:
+    place = tmp_path / "model"
+    tiny.save_family(place, family)
+    folder = run_folder(
+        tmp_path / "run", preference_rows(12, split="train"), action="round", model=str(place),
+        train={**TRAIN, "max_steps": 2}, generate=GENERATE,
+    )  # fmt: skip
+    contract.write_rows(folder / contract.PROMPTS, PROMPTS[:2])
+    assert perform(folder) == 0
+    manifest = manifest_of(folder)
+    assert manifest["model"]["class"].endswith("ForCausalLM")
+    assert manifest["memory"]["tier"] == memory.RESIDENT
+    assert manifest["candidates"]["count"] == 4
+    row = rows_of(folder, contract.CANDIDATES)[0]
+    assert row["sampling"]["temperature"] == 0.9 and row["sampling"]["top_k"] == 64

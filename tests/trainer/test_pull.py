@@ -144,12 +144,8 @@ class Puller:
     def start(self, model: str) -> tuple[Path, subprocess.Popen[str]]:
         self.runs += 1
         folder = run_folder(self.folder / f"pull-{self.runs}", action="pull", model=model)
-        environment = {
-            **os.environ, "HF_ENDPOINT": self.url, "HF_HOME": str(self.folder / "hf"),
-            "HF_HUB_OFFLINE": "1", "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_SYMLINKS_WARNING": "1",
-        }  # fmt: skip
         return folder, subprocess.Popen(
-            [sys.executable, "-P", "-m", "trainer", str(folder)], env=environment, text=True,
+            [sys.executable, "-P", "-m", "trainer", str(folder)], env=self.environment, text=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8",
         )  # fmt: skip
 
@@ -158,6 +154,13 @@ class Puller:
         _, said = process.communicate(timeout=120)
         lines = [line for line in said.splitlines() if line.startswith("trainer:")]
         return process.returncode, "\n".join(lines), contract.read_manifest(folder) or {}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            **os.environ, "HF_ENDPOINT": self.url, "HF_HOME": str(self.folder / "hf"),
+            "HF_HUB_OFFLINE": "1", "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_SYMLINKS_WARNING": "1",
+        }  # fmt: skip
 
     @property
     def cached(self) -> set[str]:
@@ -189,6 +192,25 @@ def test_weights_tokenizer_and_settings_are_fetched_and_nothing_else(
     hub.asked.clear()
     assert pull()[0] == 0
     assert not any(c == "GET" and path.endswith(".safetensors") for c, path, _ in hub.asked)
+
+
+def test_of_several_weights_those_of_the_index_are_fetched_and_found(
+    pull: Puller, hub: Hub
+) -> None:
+    shard = "model-00001-of-00001.safetensors"
+    hub.files[shard] = hub.files.pop("model.safetensors")
+    hub.files["model.fp32.safetensors"] = b"the same once more"
+    index = {"metadata": {}, "weight_map": {"a": shard}}
+    hub.files["model.safetensors.index.json"] = json.dumps(index).encode()
+    status, said, _ = pull()
+    assert status == 0, said
+    assert shard in pull.cached and "model.fp32.safetensors" not in pull.cached
+    done = subprocess.run(
+        [sys.executable, "-c",
+         "from trainer.checkpoint import find_model; print(find_model('some/model').name)"],
+        env=pull.environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == REVISION, done.stderr
 
 
 def test_a_broken_off_download_goes_on_where_it_broke(pull: Puller, hub: Hub) -> None:
