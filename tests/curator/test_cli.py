@@ -46,6 +46,7 @@ COMMANDS = ("init", "import prompts", "generate", "annotate", "export", "train",
             "status", "demo", "evaluate", "duel", "adapter list", "adapter show", "adapter accept",
             "adapter refuse", "adapter rollback", "models", "models pull", "plan",
             "rehearse")  # fmt: skip
+NO_WORKSPACE = ("init", "demo", "models", "models pull", "plan", "rehearse")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -78,7 +79,7 @@ def test_a_path_that_is_no_model(tmp_path: Path) -> None:
     assert not (tmp_path / "study").exists()
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ("init", "demo")])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in NO_WORKSPACE])
 def test_without_a_workspace_one_line_names_init(tmp_path: Path, command: str) -> None:
     extra = [str(write_prompts(tmp_path / "p.jsonl", 1))] if "import" in command else []
     extra += ["adapter-0001"] if command.split()[-1] in ("show", "accept", "refuse") else []
