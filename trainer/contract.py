@@ -15,6 +15,9 @@ A run's folder holds, in the order they appear::
     candidates.jsonl, samples.jsonl, evaluation.jsonl, adapter/    results
     manifest.json     written last: without it the run is not finished
 
+The errands pull, models, plan and rehearse need request.json alone; what they find is in the
+manifest, under pulled, models, plan and rehearsal.
+
 Paths in a request are relative to the run's folder, so that a workspace can be moved.
 
 evaluation.jsonl has a row for each policy and thing measured; log-probabilities are natural and

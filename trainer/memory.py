@@ -32,6 +32,9 @@ RECOMPUTE = 48
 BLOCK, NESTED, TABLES = 64, 256, (16 + 256 + 1) * 4
 LENGTHS = (2048, 1024, 768, 512, 384, 256)
 
+# Layers' checkpoints that TRL's activation offloading lets wait on the card, and the one at work.
+OFFLOAD_STASH = 5 + 1
+
 Device = Literal["cuda", "cpu"]
 RESIDENT = "resident"
 RECOMPUTED = "layers computed again"
@@ -204,7 +207,7 @@ def parts_of(
         "workspace": layer + (2 * largest * width if quantization == "nf4" else 0),
     }
     if settings.activation_offloading and checkpointing:
-        parts["checkpoints"] = 2 * rows * hidden * width  # one on its way each direction
+        parts["checkpoints"] = OFFLOAD_STASH * rows * hidden * width
     parts["reserve"] = sum(parts.values()) // RESERVE_SHARE + RESERVE
     return parts
 

@@ -12,12 +12,14 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.trainer.conftest import run_folder
 from trainer import contract
+from trainer import pull as fetching
 
 pytestmark = pytest.mark.train
 
@@ -260,3 +262,15 @@ def test_what_cannot_be_fetched_is_one_line_each(pull: Puller, hub: Hub) -> None
     pull.url = "http://127.0.0.1:9"
     status, said, _ = pull()
     assert status == 65 and said.count("\n") == 0 and "the hub cannot be reached" in said
+
+
+def test_a_full_disk_is_told_before_anything_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blob = SimpleNamespace(sha256="f" * 64, size=8_600_000_000)
+    file = SimpleNamespace(rfilename="model.safetensors", lfs=blob)
+    usage = SimpleNamespace(free=1_000_000_000)
+    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(fetching.Refused, match=r"needs 8\.6 GB more and .* has 1\.0 GB free"):
+        fetching._fetch_all("some/model", REVISION, [file], tmp_path, lambda done, total: None)
+    assert not list(tmp_path.iterdir())
