@@ -46,7 +46,7 @@ def pull(name: str, progress: Progress, cache: Path | None = None) -> dict[str, 
 
     known = preset(name)
     repository = known.id if known else name
-    if repository in QUANTISED:
+    if repository in QUANTISED:  # known without asking
         check_config({"quantization_config": {}}, repository)
     try:
         return _pull(repository, progress, cache)

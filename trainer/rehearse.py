@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from trainer import dpo
@@ -50,56 +50,83 @@ def rehearse(request: Request, folder: Path, emit: Emit) -> dict[str, Any]:
     if request.layers is not None:
         config["num_hidden_layers"] = min(request.layers, config["num_hidden_layers"])
     device, found, request = _prepared(request, chosen, config)
-    emit("phase", phase="load")
-    _import_all()
-    start = resident()
-    with Peak(device, start) as loading:
-        model = make(config, request, device, request.seed)
-    static = model_bytes(model)
-    loaded = resident() - start
-    tokenizer = _tokenizer(config)
-    rows = list(_rows(request.train.max_length, request.train.max_steps or 1, request.seed))
-    preferences = dpo.Preferences(rows, [], 0, "")
-    emit("phase", phase="train")
-    trainer = dpo.make_trainer(
-        model, tokenizer, preferences, request, device, folder / "work", emit
-    )
-    began = time.monotonic()
-    with Peak(device, start) as training:
-        figures = dpo.train(trainer)
-    seconds = time.monotonic() - began
-    emit("phase", phase="generate")
-    wrote, write_seconds = _write(trainer.model, tokenizer, request)
-    steps = figures["steps"]
-    peak = max(training.bytes, 1)
+    run = _run(request, config, device, folder, emit)
     return {
         "model": chosen.id,
         "layers": config["num_hidden_layers"],
         "length": request.train.max_length,
         "device": {"kind": device.kind, "dtype": str(device.dtype).removeprefix("torch."),
                    "reason": device.reason, "threads": torch.get_num_threads()},
-        "steps": steps,
-        "seconds_a_step": round(seconds / steps, 2),
+        "tier": found.tier,
+        **_figures(run, found, request.train.max_length),
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What one rehearsal measured, in bytes, seconds and tokens."""
+
+    footprint: int
+    loading_peak: int
+    peak: int
+    steps: int
+    seconds: float
+    loss: float
+    wrote: int
+    write_seconds: float
+
+
+def _run(
+    request: Request, config: dict[str, Any], device: Device, folder: Path, emit: Emit
+) -> _Run:
+    """Make the model, train it, have it write."""
+    emit("phase", phase="load")
+    _import_all()
+    start = resident()
+    with Peak(device, start) as loading:
+        model = make(config, request, device, request.seed)
+    footprint = model_bytes(model)
+    tokenizer = _tokenizer(config)
+    rows = list(_rows(request.train.max_length, request.train.max_steps or 1, request.seed))
+    emit("phase", phase="train")
+    trainer = dpo.make_trainer(
+        model, tokenizer, dpo.Preferences(rows, [], 0, ""), request, device, folder / "work", emit
+    )
+    began = time.monotonic()
+    with Peak(device, start) as training:
+        figures = dpo.train(trainer)
+    seconds = time.monotonic() - began
+    emit("phase", phase="generate")
+    wrote, write_seconds = _write(trainer.model)
+    return _Run(
+        footprint, loading.bytes, max(training.bytes, 1), figures["steps"], seconds,
+        figures["loss"], wrote, write_seconds,
+    )  # fmt: skip
+
+
+def _figures(run: _Run, found: Plan, length: int) -> dict[str, Any]:
+    """Return what was measured beside what was planned."""
+    return {
+        "steps": run.steps,
+        "seconds_a_step": round(run.seconds / run.steps, 2),
         "tokens_a_second": {
-            # Both replies' rows, as they are computed: prompt and reply, padding there is none.
-            "training": round(2 * request.train.max_length * steps / seconds, 1),
-            "writing": round(wrote / write_seconds, 2),
+            # Of both replies' rows, prompt and all, as they are computed; there is no padding.
+            "training": round(2 * length * run.steps / run.seconds, 1),
+            "writing": round(run.wrote / run.write_seconds, 2),
         },
-        "loss": figures.get("loss"),
+        "loss": run.loss,
         "bytes": {
-            "footprint": static,
+            "footprint": run.footprint,
             "footprint_planned": found.static,
-            "loaded": loaded if device.kind == "cpu" else static,
-            "loading_peak": loading.bytes,
-            "peak": peak,
+            "loading_peak": run.loading_peak,
+            "peak": run.peak,
             "peak_planned": found.peak,
         },
         "error": {
-            "footprint": round(found.static / static - 1, 4),
-            "peak": round(found.peak / peak - 1, 4),
+            "footprint": round(found.static / run.footprint - 1, 4),
+            "peak": round(found.peak / run.peak - 1, 4),
         },
-        "tier": found.tier,
-    }  # fmt: skip
+    }
 
 
 def _import_all() -> None:
@@ -232,7 +259,7 @@ def _rows(length: int, count: int, seed: int) -> Iterator[dict[str, Any]]:
         }
 
 
-def _write(model: Any, tokenizer: Any, request: Request) -> tuple[int, float]:
+def _write(model: Any) -> tuple[int, float]:
     """Have the model write one reply; return its tokens and the seconds it took."""
     import torch
 

@@ -246,6 +246,8 @@ def test_weights_that_are_not_what_the_hub_states_are_thrown_away(pull: Puller, 
 def test_what_cannot_be_fetched_is_one_line_each(pull: Puller, hub: Hub) -> None:
     status, said, _ = pull("nobody/nothing")
     assert status == 65 and said.count("\n") == 0 and "is not on the hub, or is private" in said
+    status, said, _ = pull("mistralai/Ministral-3-3B-Instruct-2512")
+    assert status == 65 and "Name mistralai/Ministral-3-3B-Instruct-2512-BF16." in said
     status, said, _ = pull("not an id")
     assert status == 65 and said.count("\n") == 0 and "is no model's id" in said
     hub.gated = True
