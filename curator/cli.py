@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from curator import cli_evaluation
+from curator import cli_evaluation, cli_models
 from curator.cli_options import (
     AnnotatorOption,
     JsonOption,
@@ -37,6 +37,7 @@ app = typer.Typer(
 import_app = typer.Typer(no_args_is_help=True, help="Example: curator import prompts FILE")
 app.add_typer(import_app, name="import", short_help="Bring files in.")
 cli_evaluation.register(app)
+cli_models.register(app)
 
 
 def version(value: bool) -> None:

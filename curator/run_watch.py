@@ -13,6 +13,7 @@ PHASES = {
     "generate": "writing replies",
     "measure": "measuring",
     "merge": "merging",
+    "pull": "downloading",
 }
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -69,7 +70,9 @@ class RunWatch:
     def line(self) -> str:
         """Return the run in one line: what it does, its figures, how long it will take."""
         parts = [self.phase]
-        if self.total:
+        if self.total and self.phase == PHASES["pull"]:  # in bytes
+            parts.append(f"{self.done / 1e9:.2f} of {self.total / 1e9:.2f} GB")
+        elif self.total:
             parts.append(f"{self.done} of {self.total}")
         elif self.loss and self.phase == "training":
             parts += [

@@ -77,3 +77,61 @@ def save_gemma(folder: Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     Gemma3ForCausalLM(text_config(len(tokenizer))).save_pretrained(folder)
     return folder
+
+
+VISION = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "image_size": 28, "patch_size": 14,
+}  # fmt: skip
+FAMILIES = ("gemma3_text", "gemma3", "llama", "mistral", "ministral3", "mistral3")
+
+
+def save_family(folder: Path, family: str, seed: int = 5) -> Any:
+    """Save a tiny random model of a family, as its publisher would; return it in memory.
+
+    gemma3 and mistral3 are multimodal: a vision tower, a projector, and the language model.
+    """
+    import torch
+    from transformers import (
+        AutoConfig,
+        Gemma3Config,
+        Gemma3ForCausalLM,
+        Gemma3ForConditionalGeneration,
+        LlamaForCausalLM,
+        Ministral3ForCausalLM,
+        Mistral3Config,
+        Mistral3ForConditionalGeneration,
+        MistralForCausalLM,
+    )
+
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = len(save_tokenizer(folder))
+    sizes = {
+        "vocab_size": vocabulary, "hidden_size": 64, "intermediate_size": 128,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "head_dim": 64, "max_position_embeddings": 2048, "pad_token_id": 0, "bos_token_id": 2,
+        "eos_token_id": 5,
+    }  # fmt: skip
+    made: Any = {
+        "llama": LlamaForCausalLM, "mistral": MistralForCausalLM,
+        "ministral3": Ministral3ForCausalLM, "gemma3_text": Gemma3ForCausalLM,
+        "gemma3": Gemma3ForConditionalGeneration, "mistral3": Mistral3ForConditionalGeneration,
+    }[family]  # fmt: skip
+    if family.startswith("gemma3"):
+        config: Any = text_config(vocabulary)
+        if family == "gemma3":
+            config = Gemma3Config(
+                text_config=config.to_dict(), vision_config=VISION, mm_tokens_per_image=4
+            )
+    elif family == "mistral3":  # as Ministral 3 3B: tied, said of the whole
+        config = Mistral3Config(
+            text_config={**sizes, "model_type": "ministral3"},
+            vision_config={**VISION, "model_type": "pixtral", "head_dim": 16},
+            tie_word_embeddings=True,
+        )
+    else:
+        config = AutoConfig.for_model(family, **sizes, tie_word_embeddings=family == "llama")
+    torch.manual_seed(seed)
+    model = made(config)
+    model.save_pretrained(folder)
+    return model.eval()

@@ -10,6 +10,7 @@ written, 75 it is in use, 130 interrupted, 143 stopped, 1 anything else.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import signal
@@ -51,16 +52,27 @@ QUIET = {
     "TQDM_DISABLE": "1",  # progress goes out as events
 }
 
+# A pull, and nothing else, is let onto the network, with the user's own token.
+ONLINE = {
+    "HF_HUB_OFFLINE": "0",
+    "TRANSFORMERS_OFFLINE": "0",
+    "HF_HUB_DISABLE_IMPLICIT_TOKEN": "0",
+    "HF_HUB_DISABLE_XET": "1",  # plain HTTP: it can be resumed, and checked by SHA-256
+}
 
 NO_MEMORY = "out of memory. Lower train.max_length, or generate.batch_size."
 
 
 def versions() -> dict[str, str]:
     """Return the versions of what computed the result."""
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
     names = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    found = {"python": platform.python_version()}
+    for name in names:
+        with contextlib.suppress(PackageNotFoundError):  # a plan needs none of them
+            found[name] = version(name)
+    return found
 
 
 def finish(work: Work, started: float) -> None:
@@ -143,6 +155,8 @@ def main(arguments: list[str]) -> int:
         tell(f"{folder} is finished already; start a new folder.")
         return 65
     os.environ.update(QUIET)
+    with contextlib.suppress(ContractError):  # what is wrong with it is said below
+        os.environ.update(ONLINE if read_request(folder).action == "pull" else {})
     signal.signal(signal.SIGTERM, stop)
     if hasattr(os, "nice"):
         os.nice(5)  # somebody may be judging beside it

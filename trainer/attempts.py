@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import checkpoints, dpo
+from trainer import checkpoints, dpo, fitting, memory
 from trainer.contract import Request, TrainSettings
 from trainer.model import Device, attach_adapter, template_sha256
 from trainer.processes import is_first, world_size
@@ -29,12 +29,15 @@ class Trained:
     model: Any
     metrics: dict[str, Any]
     fit: dpo.Fit
+    memory: dict[str, Any]
+    """What the plan said, and on a GPU what a dry step took; in bytes."""
 
 
 def with_less_memory(settings: TrainSettings, device: Device) -> tuple[TrainSettings, str] | None:
     """Return settings that need less memory, and what changed in words; None when there are none.
 
-    First what changes no result: one pair at a time, activations recomputed. Then a length two
+    First what changes no result: one pair at a time, activations recomputed, and on a GPU what is
+    kept of them in host memory. Then a length two
     thirds as long, at which longer replies lose their end.
     """
     recomputes = settings.gradient_checkpointing
@@ -48,6 +51,8 @@ def with_less_memory(settings: TrainSettings, device: Device) -> tuple[TrainSett
             gradient_checkpointing=True,
         )
         return less, "one pair at a time, activations recomputed"
+    if device.kind == "cuda" and not settings.activation_offloading:
+        return replace(settings, activation_offloading=True), "checkpoints in host memory"
     length = max(SHORTEST, settings.max_length * 2 // 3 // 64 * 64)
     if length >= settings.max_length:
         return None
@@ -67,9 +72,11 @@ class Attempts:
         base_sha256: str,
         parent_sha256: str | None,
         emit: Callable[..., None],
+        plan: memory.Plan | None = None,
     ) -> None:
         self.folder, self.request, self.tokenizer = folder, request, tokenizer
         self.preferences, self.device, self.emit = preferences, device, emit
+        self.plan = plan
         self.mark = checkpoints.fingerprint(
             request,
             base_sha256,
@@ -141,6 +148,9 @@ class Attempts:
                 "resumed", step=found.step,
                 message=f"goes on from the checkpoint of step {found.step}.",
             )  # fmt: skip
+        # The plan is for the first attempt, and a dry step for one process: others would wait.
+        plan = self.plan if attempt == 1 and world_size() == 1 else None
+        figures = fitting.check_plan(trainer, self.device, plan, self.emit)
         metrics = dpo.train(trainer, found.path if found else None)
         if attempt > 1:
             metrics["attempts"] = attempt
@@ -148,7 +158,7 @@ class Attempts:
             shutil.rmtree(work, ignore_errors=True)  # transformers'; nothing is kept there
         if parent is not None:
             trainer.model.delete_adapter("ref")  # TRL's frozen copy: of no more use
-        return Trained(trainer.model, metrics, fit)
+        return Trained(trainer.model, metrics, fit, figures)
 
 
 def take_off(base: Any) -> None:

@@ -20,6 +20,9 @@ A run's folder holds, in the order they appear::
 candidates.jsonl grows by whole lines while the run goes on; a reader may take what is there. What
 trained.json names (the adapter, its evaluation) is whole and on the disk when it appears.
 
+The errands pull, models, plan and rehearse need request.json alone; what they find is in the
+manifest, under pulled, models, plan and rehearsal.
+
 Paths in a request are relative to the run's folder, so that a workspace can be moved.
 
 evaluation.jsonl has a row for each policy and thing measured; log-probabilities are natural and
@@ -52,7 +55,11 @@ from typing import Any, Literal
 
 SCHEMA = 1
 
-Action = Literal["train", "evaluate", "generate", "round", "duel", "merge"]
+# The first six do a run's work; the others are errands that belong to no study.
+Action = Literal[
+    "train", "evaluate", "generate", "round", "duel", "merge",
+    "pull", "models", "plan", "rehearse",
+]  # fmt: skip
 Strategy = Literal["contrast", "sample"]
 Message = dict[str, str]
 T = typing.TypeVar("T")
@@ -160,6 +167,8 @@ class TrainSettings:
     strategy: Literal["anchored", "chained"] = "anchored"
     """anchored: a fresh LoRA on the base, the base as reference, all preferences so far.
     chained: goes on with the request's `adapter`, a frozen copy of it as reference."""
+    activation_offloading: bool = False
+    """Keep the layers' checkpoints in host memory between the passes (TRL's option; CUDA only)."""
     held_out_share: float = 0.2
     """Share of prompts kept from training when the rows carry no `split`."""
 
@@ -213,23 +222,25 @@ class GenerateSettings:
     max_new_tokens: int = 200
     max_prompt_tokens: int = 2048
     """A longer prompt is left out and counted: its attention alone could fill the memory."""
-    temperature: float = 0.9
-    top_p: float = 0.95
-    top_k: int = 64
-    """Gemma 3's own default."""
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    """None of the three: as the model's generation_config.json has it, else 0.9, 0.95 and 64."""
     batch_size: int | None = None
     """Replies written at once; none: 64 for a model under 100 M parameters, else 8."""
     steers: Mapping[str, str] = field(default_factory=lambda: dict(STEERS))
 
     def __post_init__(self) -> None:
-        _positive(self, "samples", "max_new_tokens", "temperature", "max_prompt_tokens")
-        if self.top_k < 0:
+        _positive(self, "samples", "max_new_tokens", "max_prompt_tokens")
+        if self.temperature is not None:
+            _positive(self, "temperature")
+        if self.top_k is not None and self.top_k < 0:
             raise ContractError("generate.top_k must be at least 0 (0: no limit).")
         if self.batch_size is not None and self.batch_size < 1:
             raise ContractError("generate.batch_size must be above 0.")
         if not all(isinstance(text, str) for text in self.steers.values()):
             raise ContractError("generate.steers must be texts.")
-        if not 0 < self.top_p <= 1:
+        if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ContractError("generate.top_p must be above 0 and at most 1.")
         if self.strategy == "sample" and self.samples < 2:
             raise ContractError("generate.samples must be at least 2: a pair needs two replies.")
@@ -276,6 +287,10 @@ class Request:
     """Held-out prompts to answer once by every policy when evaluating; none: skip."""
     train: TrainSettings = field(default_factory=TrainSettings)
     generate: GenerateSettings = field(default_factory=GenerateSettings)
+    vram: int | None = None
+    """plan, models, rehearse: bytes of GPU memory to plan for; none: what this machine has."""
+    layers: int | None = None
+    """rehearse: make only so many layers; none: all."""
     run: str = ""
     """A name for people."""
     schema: int = SCHEMA
@@ -286,11 +301,14 @@ class Request:
                 f"the request has schema {self.schema}; this trainer reads schema {SCHEMA}. "
                 "Use the trainer that came with the curator that wrote it."
             )
-        if not self.model:
+        if not self.model and self.action != "models":
             raise ContractError("model is empty; name a model folder or an id.")
         if self.action == "duel" and self.adapter is None and self.compare is None:
             raise ContractError("a duel needs adapter, compare, or both; both are missing.")
         _positive(self, "measure_samples")
+        for name in ("vram", "layers"):
+            if getattr(self, name) is not None:
+                _positive(self, name)
         if not 0 <= self.seed < 2**32:
             raise ContractError(f"seed must be between 0 and 2**32 - 1, and is {self.seed}.")
 

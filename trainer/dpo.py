@@ -240,6 +240,7 @@ def _arguments(
         lr_scheduler_type=settings.scheduler,
         optim=optimizer,
         gradient_checkpointing=on_gpu if checkpointing is None else checkpointing,
+        activation_offloading=settings.activation_offloading and on_gpu,
         bf16=device.dtype == torch.bfloat16,
         use_cpu=not on_gpu,
         seed=seed,

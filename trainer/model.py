@@ -1,4 +1,4 @@
-"""The base model: found, named by its content, loaded text-only in 4 bits; its chat template."""
+"""The base model, loaded text-only in 4 bits; adapters on it; its tokenizer and chat template."""
 
 from __future__ import annotations
 
@@ -6,29 +6,37 @@ import dataclasses
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.contract import ADAPTER_CARD, ContractError, Message, Request, sha256_file
+from trainer.chat_template import MARK, Endless, try_template
+from trainer.contract import (
+    ADAPTER_CARD,
+    ContractError,
+    GenerateSettings,
+    Message,
+    Request,
+    sha256_file,
+)
+from trainer.model_folder import (
+    LORA_TARGETS,
+    TEXT_ONLY_KEYS,
+    Refused,
+    check_weights,
+    find_model,
+    model_sha256,
+    refuse_keys,
+    text_config,
+)
 from trainer.processes import local_rank
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# The language layers' linears. A regular expression, not bare names: those would reach into the
-# vision tower of a multimodal checkpoint. Embedding and head are never adapted (TRL refuses it).
-LORA_TARGETS = r".*\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
+__all__ = ["LORA_TARGETS", "Refused", "check_weights", "find_model", "model_sha256"]
 
-# A multimodal Gemma 3 checkpoint under the text-only class: without these renames transformers 5
-# starts the language model from random weights without a word (unslothai/unsloth#5816).
-TEXT_ONLY_KEYS = {
-    r"^language_model\.model\.": "model.",
-    r"^model\.language_model\.": "model.",
-    r"^language_model\.lm_head\.": "lm_head.",
-}
-VISION_KEYS = re.compile(r"(^|\.)(vision_tower|multi_modal_projector)\.")
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 LORA_WEIGHTS = re.compile(r"\.lora_[AB]\.weight$")
 # PEFT's names for the two adapters a run can have on its model: TRL trains the first.
@@ -36,12 +44,9 @@ TRAINED, COMPARED = "default", "compare"
 SMALL_MODEL = 100_000_000
 # Tokens (prompt and reply, padding counted) that a batch may hold: bounds the key/value cache.
 BATCH_TOKENS = 32_768
+# How replies are drawn where neither the settings nor the model say it.
+DEFAULT_TEMPERATURE, DEFAULT_TOP_P, DEFAULT_TOP_K = 0.9, 0.95, 64
 NAMES_CODE = ("auto_mapping", "megatron_config")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "chat_template.jinja")
-
-
-class Refused(ContractError):
-    """The model or adapter named is not one that this run can use."""
 
 
 @dataclass(frozen=True)
@@ -66,71 +71,15 @@ def choose_device() -> Device:
     return Device("cpu", torch.float32, "no CUDA GPU; fp32 is the CPU's fastest exact type")
 
 
-def find_model(name: str) -> Path:
-    """Return the folder of a model named by path or by id in the local cache.
-
-    Raises Refused when it is no model, is not on this machine, or holds no safetensors.
-    Nothing is downloaded.
-    """
-    try:
-        folder = Path(name).expanduser()
-        found = folder.exists()
-    except (OSError, RuntimeError, ValueError) as error:  # a name too long, an unknown ~user
-        raise Refused(f"{name[:60]} is no model ({error}).") from None
-    if not found:
-        folder = _in_cache(name)
-    if not (folder / "config.json").is_file():
-        raise Refused(f"{name} is no model: {folder} has no config.json. Name a model's folder.")
-    if not any(folder.glob("*.safetensors")):
-        raise Refused(
-            f"{name} has no .safetensors weights. Pickled weights (.bin, .pt) can run code and "
-            "are not loaded; convert the model first."
-        )
-    return folder
-
-
-def _in_cache(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError):
-        raise Refused(
-            f"{name} is neither a folder nor a model in this machine's cache, and nothing is "
-            f"downloaded by itself. Fetch it once (hf download {name}), or name a folder."
-        ) from None
-
-
-def model_sha256(folder: Path) -> str:
-    """Return the SHA-256 that names a model: of its weights' and tokenizer's digests.
-
-    File names of the weights do not count, so a renamed or moved model is the same model.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        digest.update(bytes.fromhex(sha256_file(path)))
-    for name in TOKENIZER_FILES:
-        if (folder / name).is_file():
-            digest.update(name.encode() + bytes.fromhex(sha256_file(folder / name)))
-    return digest.hexdigest()
-
-
 def load_base(request: Request, folder: Path, device: Device) -> PreTrainedModel:
     """Load the language model of `folder`, quantised as the request says, on one device.
 
     Raises Refused when a weight is missing, or one is left over outside the vision part.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, Gemma3ForCausalLM
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    if getattr(config, "quantization_config", None) is not None:
-        raise Refused(f"{request.model} is quantised already. Name its unquantised checkpoint.")
-    options: dict[str, Any] = {}
-    loader: Any = AutoModelForCausalLM
-    if config.model_type == "gemma3":
-        loader, config = Gemma3ForCausalLM, config.get_text_config()
-        options["key_mapping"] = TEXT_ONLY_KEYS
+    config, multimodal = text_config(folder, request.model)
+    options: dict[str, Any] = {"key_mapping": TEXT_ONLY_KEYS} if multimodal else {}
     if request.quantization == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
             load_in_4bit=True,
@@ -138,6 +87,7 @@ def load_base(request: Request, folder: Path, device: Device) -> PreTrainedModel
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=device.dtype,
         )
+    loader: Any = AutoModelForCausalLM
     model, info = loader.from_pretrained(
         folder,
         config=config,
@@ -150,21 +100,11 @@ def load_base(request: Request, folder: Path, device: Device) -> PreTrainedModel
         output_loading_info=True,
         **options,
     )
-    _check_keys(request.model, info)
+    refuse_keys(
+        request.model, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"]
+    )
     model.config.use_cache = True
     return model  # type: ignore[no-any-return]
-
-
-def _check_keys(name: str, info: dict[str, Any]) -> None:
-    missing = sorted(info["missing_keys"])
-    left_over = sorted(k for k in info["unexpected_keys"] if not VISION_KEYS.search(k))
-    mismatched = sorted(str(k) for k in info.get("mismatched_keys", ()))
-    for what, keys in (("misses", missing), ("has unknown", left_over), ("has odd", mismatched)):
-        if keys:
-            raise Refused(
-                f"{name} {what} weights ({len(keys)}, among them {keys[0]}): it would run with "
-                "random numbers. Is the checkpoint complete, and a language model?"
-            )
 
 
 def parameters(model: PreTrainedModel) -> int:
@@ -260,17 +200,51 @@ def attach_adapter(model: Any, folder: Path, name: str = TRAINED, trainable: boo
 
 
 def load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer; refuse one without a chat template."""
+    """Load the tokenizer; refuse one without a chat template, or with one that has no end."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False, padding_side="left"
-    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, padding_side="left"
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        said = str(error).strip().splitlines()
+        raise Refused(
+            f"{name} has no tokenizer that can be loaded ({said[0][:120] if said else error!r}). "
+            "It needs tokenizer.json or tokenizer.model."
+        ) from None
     if not tokenizer.chat_template:
         raise Refused(f"{name} has no chat template: it is no chat model. Name an instruct model.")
+    if not isinstance(tokenizer.chat_template, str):
+        raise Refused(f"{name} has several chat templates; leave one, as chat_template.jinja.")
+    tokens = {n: t for n, t in tokenizer.special_tokens_map.items() if isinstance(t, str)}
+    try:
+        wrong = try_template(tokenizer.chat_template, tokens)
+    except Endless as endless:
+        raise Refused(f"{name}: its chat template is not used: {endless}.") from None
+    if wrong:
+        raise Refused(f"{name}: its chat template does not render a user's message ({wrong}).")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def with_sampling(settings: GenerateSettings, config: Any) -> GenerateSettings:
+    """Return the settings with what they leave open taken from the model, else from here.
+
+    `config` is the model's generation_config: what its publisher recommends to sample with.
+    """
+    known = {
+        "temperature": DEFAULT_TEMPERATURE, "top_p": DEFAULT_TOP_P, "top_k": DEFAULT_TOP_K,
+    }  # fmt: skip
+    for name, default in known.items():
+        own = getattr(config, name, None)
+        value = getattr(settings, name)
+        known[name] = value if value is not None else own if own is not None else default
+    try:
+        return replace(settings, **known)  # type: ignore[arg-type]
+    except (ContractError, TypeError) as error:
+        raise Refused(f"generation_config.json of the model: {error}") from None
 
 
 def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -279,15 +253,14 @@ def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def has_system_role(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Tell whether the chat template takes a system message."""
+    """Tell whether the chat template takes a system message, and does not just drop it."""
     from jinja2 import TemplateError
 
-    probe = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    probe = [{"role": "system", "content": MARK}, {"role": "user", "content": "u"}]
     try:
-        tokenizer.apply_chat_template(probe, tokenize=False)
+        return MARK in str(tokenizer.apply_chat_template(probe, tokenize=False))
     except TemplateError:
         return False
-    return True
 
 
 def fit_messages(messages: list[Message], system: str | None, system_role: bool) -> list[Message]:

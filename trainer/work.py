@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer import errands, fitting
 from trainer.contract import (
     ADAPTER,
     BASE,
@@ -26,9 +28,12 @@ from trainer.contract import (
 )
 from trainer.processes import is_first, part, world_size
 
+ERRANDS = ("pull", "models", "plan", "rehearse")
+
 if TYPE_CHECKING:
     from trainer.dpo import Preferences
     from trainer.evaluate import Inputs
+    from trainer.memory import Plan
     from trainer.model import Device
     from trainer.policies import Policies
 
@@ -43,6 +48,7 @@ class Work:
         self.manifest: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
         self.preferences: Preferences | None = None
+        self.plan: Plan | None = None
         self.device: Device
         self.base: Path
         self.base_sha256: str
@@ -67,6 +73,9 @@ class Work:
     def run(self) -> None:
         """Do the request's action; the manifest is written by the caller, last."""
         action = self.request.action
+        if action in ERRANDS:
+            errands.perform(self)
+            return
         trains = action in ("train", "round")
         self.check(trains)
         if action == "merge":
@@ -115,6 +124,9 @@ class Work:
         if trains or request.action == "evaluate":
             self._read_inputs(trains)
         self.base = model.find_model(request.model)
+        model.check_weights(self.base, request.model)
+        if trains:
+            self.plan, self.request = fitting.fit(request, self.base, self.emit)
         self.base_sha256 = model.model_sha256(self.base)
         self.adapter_sha256 = self._check_adapter(request.adapter, request.adapter_sha256)
         self.compare_sha256 = self._check_adapter(request.compare, request.compare_sha256)
@@ -158,6 +170,8 @@ class Work:
         set_seed(self.request.seed)
         self.tokenizer = model.load_tokenizer(self.base, self.request.model)
         self.model = model.load_base(self.request, self.base, self.device)
+        sampling = model.with_sampling(self.request.generate, self.model.generation_config)
+        self.request = replace(self.request, generate=sampling)
         self.manifest["model"] = {
             "name": self.request.model,
             "sha256": self.base_sha256,
@@ -181,11 +195,12 @@ class Work:
         request = self.request
         attempts = Attempts(
             self.folder, request, self.tokenizer, self.preferences, self.device,
-            self.base_sha256, self.adapter_sha256, self.emit,
+            self.base_sha256, self.adapter_sha256, self.emit, self.plan,
         )  # fmt: skip
         parent_sha256 = self.adapter_sha256
         trained = attempts.train(self.model)
         self.model = trained.model
+        self.manifest["memory"] = trained.memory
         part()
         if not is_first():
             return

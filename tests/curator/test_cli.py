@@ -44,7 +44,9 @@ def refused(done: Done, status: int, *parts: str) -> None:
 
 COMMANDS = ("init", "import prompts", "generate", "annotate", "export", "train", "round", "loop",
             "status", "demo", "evaluate", "duel", "adapter list", "adapter show", "adapter accept",
-            "adapter refuse", "adapter rollback")  # fmt: skip
+            "adapter refuse", "adapter rollback", "models", "models pull", "plan",
+            "rehearse")  # fmt: skip
+NO_WORKSPACE = ("init", "demo", "models", "models pull", "plan", "rehearse")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -77,7 +79,7 @@ def test_a_path_that_is_no_model(tmp_path: Path) -> None:
     assert not (tmp_path / "study").exists()
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ("init", "demo")])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in NO_WORKSPACE])
 def test_without_a_workspace_one_line_names_init(tmp_path: Path, command: str) -> None:
     extra = [str(write_prompts(tmp_path / "p.jsonl", 1))] if "import" in command else []
     extra += ["adapter-0001"] if command.split()[-1] in ("show", "accept", "refuse") else []

@@ -28,7 +28,7 @@ def test_a_request_survives_the_file(tmp_path: Path) -> None:
         ({"action": "train", "model": ""}, "model is empty"),
         ({"action": "train", "model": 3}, "model is 3; it must be str"),
         ({"action": "train", "model": "m", "schema": 9}, "schema 9; this trainer reads schema 1"),
-        ({"action": "train", "model": "m", "train": {"lr": 1}}, "train.lr is not known; known: b"),
+        ({"action": "train", "model": "m", "train": {"lr": 1}}, "train.lr is not known; known: a"),
         ({"action": "train", "model": "m", "train": {"epochs": "3"}}, "train.epochs is \"3\""),
         ({"action": "train", "model": "m", "train": {"epochs": True}}, "train.epochs is true"),
         ({"action": "train", "model": "m", "train": {"beta": 0}}, "beta must be above 0"),

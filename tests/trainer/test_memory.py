@@ -1,0 +1,164 @@
+"""The memory plan: its arithmetic against real models, its tiers, what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import tiny
+from tests.trainer.conftest import TRAIN, preference_rows, refused, run_folder
+from trainer import contract, dpo, fitting, measure, memory, model
+from trainer.contract import Request, TrainSettings
+from trainer.memory import CUDA_CONTEXT, GIB, HOST_EMBEDDING, OFFLOAD, RESIDENT, Machine, shape_of
+from trainer.presets import PRESETS, preset
+
+CARD = Machine(4 * GIB - CUDA_CONTEXT)
+
+
+def planned(name: str, machine: Machine = CARD, **settings: Any) -> memory.Plan:
+    found = preset(name)
+    assert found is not None
+    return memory.plan(
+        shape_of(found.config, name), TrainSettings(**settings), "nf4", machine
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "lora"),
+    # The publishers' own counts of the language models; the adapters' as PEFT counted them.
+    [("gemma-3-4b-it", 3_880_263_168, 29_802_496), ("gemma-3-1b-it", 999_885_952, 13_045_760),
+     ("gemma-3-270m-it", 268_098_176, 3_796_992),
+     ("Llama-3.2-3B-Instruct", 3_212_749_824, 24_313_856)],
+)  # fmt: skip
+def test_the_counts_are_the_models_own(name: str, parameters: int, lora: int) -> None:
+    found = preset(name)
+    assert found is not None
+    shape = shape_of(found.config, name)
+    assert (shape.parameters, shape.lora(16)) == (parameters, lora)
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("each", PRESETS, ids=lambda p: p.name)
+def test_transformers_makes_the_same_shape_of_every_preset(each: Any) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    values = {n: v for n, v in each.config.items() if n != "model_type"}
+    config = AutoConfig.for_model(each.config["model_type"], **values)
+    with torch.device("meta"):
+        made: Any = AutoModelForCausalLM.from_config(config)
+    shape = shape_of(each.config, each.name)
+    assert made.num_parameters() == shape.parameters
+    assert shape_of(config.to_dict(), each.name) == shape
+    names = [n for n, _ in made.named_modules() if n.endswith("_proj")]
+    assert len(names) == 7 * shape.layers
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+def test_the_footprint_is_the_one_planned(tmp_path: Path, family: str, quantization: Any) -> None:
+    tiny.save_family(tmp_path, family)
+    request = Request(action="train", model="tiny", quantization=quantization)
+    loaded = model.load_base(request, tmp_path, model.choose_device())
+    shape = fitting.shape_in(tmp_path, "tiny")
+    found = memory.plan(shape, request.train, quantization, Machine(GIB, "cpu", False, 4))
+    assert found.static == pytest.approx(measure.model_bytes(loaded), rel=0.03)
+
+
+def test_a_tier_is_chosen_in_order_and_one_not_built_never() -> None:
+    assert planned("gemma-3-1b-it").tier == RESIDENT
+    four = planned("gemma-3-4b-it")
+    assert four.fits and four.tier == OFFLOAD and four.settings.activation_offloading
+    tiers = {tier: (size, built) for tier, size, built in four.tiers}
+    assert tiers[RESIDENT][0] > four.free
+    size, built = tiers[HOST_EMBEDDING]
+    assert size < four.free and not built  # it would do, and is passed over
+    shorter = planned("gemma-3-4b-it", max_length=1024)
+    assert shorter.fits and shorter.length == shorter.settings.max_length == 512
+    assert shorter.tier == "shorter length 512"
+
+
+def test_more_length_never_takes_less() -> None:
+    sizes = [planned("gemma-3-4b-it", max_length=n, machine=Machine(80 * GIB)).total
+             for n in (128, 256, 512, 1024)]  # fmt: skip
+    assert sizes == sorted(sizes)
+
+
+def test_on_a_cpu_layers_are_computed_again_before_length_is_cut() -> None:
+    found = planned("gemma-3-4b-it", machine=Machine(12 * GIB, "cpu", False, 4))
+    assert found.fits and found.tier == memory.RECOMPUTED and found.length == 512
+    assert found.settings.gradient_checkpointing
+
+
+def test_without_triton_the_heads_tile_is_larger() -> None:
+    with_it, without = (
+        planned("gemma-3-4b-it", machine=Machine(8 * GIB, triton=triton)).parts["logits tile"]
+        for triton in (True, False)
+    )
+    assert without > 10 * with_it
+
+
+def test_what_cannot_be_planned_is_said() -> None:
+    with pytest.raises(contract.ContractError, match="no num_hidden_layers to plan with"):
+        shape_of({"model_type": "llama"}, "x")
+    with pytest.raises(contract.ContractError, match="mixture of experts"):
+        shape_of({"num_experts": 8}, "x")
+
+
+@pytest.mark.train
+def test_training_is_refused_before_loading_when_nothing_fits(
+    tmp_path: Path, gemma: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(fitting, "machine_here", lambda: Machine(10_000_000, "cpu", False, 4))
+    folder = run_folder(tmp_path / "run", preference_rows(8), action="train", model=str(gemma))
+    line = refused(folder, capsys)
+    assert "does not fit" in line and "0.01 GB free" in line
+
+
+@pytest.mark.train
+def test_the_plans_length_is_the_one_trained_with(
+    tmp_path: Path, gemma: Path, monkeypatch: Any
+) -> None:
+    request = Request(action="train", model=str(gemma), train=TrainSettings(max_length=4096))
+    whole = fitting.shape_in(gemma, "tiny")
+    enough = memory.plan(
+        whole, replace(request.train, max_length=512, gradient_checkpointing=True), "nf4",
+        Machine(GIB * 9, "cpu", False, 4),
+    ).total  # fmt: skip
+    monkeypatch.setattr(fitting, "machine_here", lambda: Machine(enough, "cpu", False, 4))
+    events: list[tuple[str, dict[str, Any]]] = []
+    plan, changed = fitting.fit(request, gemma, lambda e, **v: events.append((e, v)))
+    assert plan is not None and changed.train.max_length == plan.length == 512
+    assert [name for name, _ in events] == ["planned", "warning"]
+    assert "shorter length 512 (4096 tokens do not fit)" in events[1][1]["message"]
+
+
+@pytest.mark.train
+def test_a_dry_step_leaves_nothing_behind(tmp_path: Path, gemma: Path) -> None:
+    import torch
+
+    device = model.choose_device()
+    preferences = dpo.Preferences(preference_rows(12), [], 0, "")
+    request = Request(
+        action="train", model=str(gemma), train=contract.from_dict(TrainSettings, TRAIN)
+    )
+    losses = []
+    for dry in (False, True):
+        torch.manual_seed(3)
+        base = model.load_base(request, gemma, device)
+        trainer = dpo.make_trainer(
+            base, model.load_tokenizer(gemma, "tiny"), preferences, request, device,
+            tmp_path / str(dry), lambda *_, **__: None,
+        )  # fmt: skip
+        if dry:
+            sizes = [len(r["prompt_ids"]) for r in trainer.train_dataset]
+            longest = trainer.train_dataset[measure.longest_row(trainer.train_dataset)]
+            assert len(longest["prompt_ids"]) == max(sizes)
+            assert measure.dry_step(trainer, device) >= 0
+            assert all(p.grad is None for p in trainer.model.parameters())
+        losses.append(dpo.train(trainer)["loss"])
+    assert losses[0] == losses[1]

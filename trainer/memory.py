@@ -1,0 +1,285 @@
+"""What fits: the memory of a training step by arithmetic, the way it is made to fit, or a refusal.
+
+Standard library only. All sizes are bytes; "MB" and "GB" in words are decimal, but for a card's
+own size ("4 GB"), which is binary as on its box.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from trainer.contract import ContractError, TrainSettings
+
+GIB = 1 << 30
+# What a CUDA context takes before the first tensor. Windows keeps more back: of a 4 GB card
+# (4.29e9 bytes) 3.45e9 were free at rest on Windows 11 (Soup's gate-v0.73.1).
+CUDA_CONTEXT = 300_000_000
+# Kept free: a sixteenth of what is used for fragmentation, and a fixed part (Unsloth's figures).
+RESERVE_SHARE, RESERVE = 16, 256_000_000
+# TRL 1.16's fused head works in tiles of at most 4,096 tokens by 32,768 words of the vocabulary.
+TILE_TOKENS, TILE_WORDS = 4096, 32_768
+# Bytes an element of a tile takes: in Triton the bf16 tile alone; without it eight fp32 copies
+# stand beside it in the backward pass (trl/kernels/chunked_logprob.py, _backward_tile).
+TILE_TRITON, TILE_EAGER = 2, 2 + 8 * 4
+# Bytes a token and hidden value that recomputing one layer keeps in bf16 (Unsloth's measured 42,
+# rounded up).
+RECOMPUTE = 48
+# bitsandbytes' double quantisation: a byte a block of 64, an fp32 a block of 256 of those, and
+# beside each matrix two tables (16 and 256 fp32) and an offset.
+BLOCK, NESTED, TABLES = 64, 256, (16 + 256 + 1) * 4
+LENGTHS = (2048, 1024, 768, 512, 384, 256)
+
+# Layers' checkpoints that TRL's activation offloading lets wait on the card, and the one at work.
+OFFLOAD_STASH = 5 + 1
+
+Device = Literal["cuda", "cpu"]
+RESIDENT = "resident"
+RECOMPUTED = "layers computed again"
+HOST_EMBEDDING = "embedding in host memory"
+OFFLOAD = "checkpoints in host memory"
+SHORTER = "shorter length"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A dense decoder's sizes: hidden width, layers, heads, words. Everything else follows."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    tied: bool
+    norms: int
+    """Values of the normalisation layers, the last one's included."""
+
+    @property
+    def matrices(self) -> list[tuple[int, int]]:
+        """Inputs and outputs of one layer's linears: q, k, v, o, gate, up, down."""
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        wide = self.intermediate
+        return [
+            (self.hidden, q), (self.hidden, kv), (self.hidden, kv), (q, self.hidden),
+            (self.hidden, wide), (self.hidden, wide), (wide, self.hidden),
+        ]  # fmt: skip
+
+    @property
+    def linear(self) -> int:
+        """Parameters of all layers' linears."""
+        return self.layers * sum(i * o for i, o in self.matrices)
+
+    @property
+    def embedding(self) -> int:
+        """Parameters of the embedding, and of the head where it is a matrix of its own."""
+        return self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the language model."""
+        return self.linear + self.embedding + self.norms
+
+    def lora(self, rank: int) -> int:
+        """Parameters of a LoRA on every linear."""
+        return self.layers * rank * sum(i + o for i, o in self.matrices)
+
+
+def shape_of(config: Mapping[str, Any], name: str) -> Shape:
+    """Return the sizes in a (language model's) configuration.
+
+    Raises ContractError naming the field when one is missing or no whole number above 0.
+    """
+
+    def size(field_name: str, default: int | None = None) -> int:
+        value = config.get(field_name)
+        value = default if value is None else value
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ContractError(f"{name}: its config.json has no {field_name} to plan with.")
+        return value
+
+    if any(config.get(f) for f in ("num_experts", "num_local_experts", "n_routed_experts")):
+        raise ContractError(f"{name} is a mixture of experts; its memory cannot be planned.")
+    layers, hidden, heads = (
+        size("num_hidden_layers"), size("hidden_size"), size("num_attention_heads"),
+    )  # fmt: skip
+    head_dim = size("head_dim", max(hidden // heads, 1))
+    gemma = str(config.get("model_type", "")).startswith("gemma3")
+    norms = layers * (4 * hidden + 2 * head_dim if gemma else 2 * hidden) + hidden
+    return Shape(
+        layers, hidden, size("intermediate_size"), heads, size("num_key_value_heads", heads),
+        head_dim, size("vocab_size"), bool(config.get("tie_word_embeddings", gemma)), norms,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a plan is for: bytes free, on what, and how it computes."""
+
+    free: int
+    device: Device = "cuda"
+    triton: bool = True
+    """Whether TRL's fused head runs in Triton: on CUDA under Linux."""
+    width: int = 2
+    """Bytes of a number that is not quantised: 2 for bf16, 4 for fp32."""
+    words: str = ""
+    """How the free memory was found."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training step takes, and whether and how it fits."""
+
+    parts: dict[str, int]
+    """weights, embedding, adapter, optimiser, logits tile, checkpoints, workspace, reserve."""
+    free: int
+    fits: bool
+    tier: str
+    reason: str
+    length: int
+    settings: TrainSettings = field(default_factory=TrainSettings)
+    """As asked, changed where the tier needs it: what training runs with."""
+    tiers: tuple[tuple[str, int, bool], ...] = ()
+    """Every tier tried: its name, its total, whether training can run it."""
+
+    @property
+    def total(self) -> int:
+        """Bytes at the peak, the reserve included."""
+        return sum(self.parts.values())
+
+    @property
+    def static(self) -> int:
+        """Bytes of the base model alone."""
+        return self.parts["weights"] + self.parts["embedding"]
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the peak without the reserve: what a measurement is compared with."""
+        return self.total - self.parts["reserve"]
+
+
+def quantised_bytes(parameters: int) -> int:
+    """Return the bytes of one matrix in NF4 with double quantisation."""
+    blocks = math.ceil(parameters / BLOCK)
+    return math.ceil(parameters / 2) + blocks + 4 * math.ceil(blocks / NESTED) + TABLES
+
+
+def weights_bytes(shape: Shape, quantization: str, width: int) -> int:
+    """Return the bytes of all layers' linears and of the norms."""
+    if quantization == "nf4":
+        linear = shape.layers * sum(quantised_bytes(i * o) for i, o in shape.matrices)
+    else:
+        linear = shape.linear * width
+    return linear + shape.norms * width
+
+
+def parts_of(
+    shape: Shape, settings: TrainSettings, quantization: str, machine: Machine
+) -> dict[str, int]:
+    """Return what a step takes, in bytes, on the resident tier (or with checkpoints offloaded).
+
+    A batch holds both replies: two rows a pair. Formulas: research on TRL 1.16's fused head,
+    gradient checkpointing and bitsandbytes' workspace, each at its constant above.
+    """
+    width, on_gpu = machine.width, machine.device == "cuda"
+    rows = 2 * settings.batch_size * settings.max_length
+    hidden = shape.hidden
+    lora = shape.lora(settings.lora_rank)
+    eight_bit = settings.optimizer == "adamw_8bit" or (settings.optimizer == "auto" and on_gpu)
+    checkpointing = _checkpointing(settings, machine)
+    words = min(shape.vocabulary, TILE_WORDS)
+    tile = min(rows, TILE_TOKENS) * words * (TILE_TRITON if machine.triton else TILE_EAGER)
+    if not on_gpu:
+        tile += words * hidden * 4  # the head's part in fp32
+    layer = RECOMPUTE * rows * hidden * width // 2
+    boundaries = shape.layers * rows * hidden * width
+    largest = max(i * o for i, o in shape.matrices)
+    parts = {
+        "weights": weights_bytes(shape, quantization, width),
+        "embedding": shape.embedding * width,
+        "adapter": 2 * lora * width,  # its weights, and their gradients
+        "optimiser": lora * 2 if eight_bit else 2 * lora * width,
+        "logits tile": tile,
+        "checkpoints": boundaries if checkpointing else shape.layers * layer,
+        "workspace": layer + (2 * largest * width if quantization == "nf4" else 0),
+    }
+    if settings.activation_offloading and checkpointing:
+        parts["checkpoints"] = OFFLOAD_STASH * rows * hidden * width
+    parts["reserve"] = sum(parts.values()) // RESERVE_SHARE + RESERVE
+    return parts
+
+
+def _checkpointing(settings: TrainSettings, machine: Machine) -> bool:
+    asked = settings.gradient_checkpointing
+    return machine.device == "cuda" if asked is None else asked
+
+
+def plan(shape: Shape, settings: TrainSettings, quantization: str, machine: Machine) -> Plan:
+    """Return the first tier that fits, or the last one tried, with `fits` false.
+
+    The order: resident; the layers computed again on the way back (where they are not anyway); the
+    tied embedding in host memory, which is counted and never chosen
+    (see `_host_embedding`); the layers' checkpoints in host memory (CUDA only); a shorter length.
+    """
+    tried: list[tuple[str, int, bool]] = []
+
+    def attempt(tier: str, changed: TrainSettings, reason: str) -> Plan:
+        parts = parts_of(shape, changed, quantization, machine)
+        total = sum(parts.values())
+        tried.append((tier, total, True))
+        return Plan(
+            parts, machine.free, total <= machine.free, tier, reason, changed.max_length, changed
+        )
+
+    found = attempt(RESIDENT, settings, "everything fits as it is")
+    if not found.fits and not _checkpointing(settings, machine):
+        settings = replace(settings, gradient_checkpointing=True)
+        found = attempt(RECOMPUTED, settings, "what the layers keep for the way back does not fit")
+    if not found.fits and shape.tied:
+        tried.append((HOST_EMBEDDING, _host_embedding(found.parts, shape, machine), False))
+    changed = settings
+    if not found.fits and machine.device == "cuda":
+        changed = replace(settings, activation_offloading=True, gradient_checkpointing=True)
+        found = attempt(OFFLOAD, changed, "the layers' checkpoints must leave the card")
+    for length in LENGTHS:
+        if found.fits:
+            break
+        if length < settings.max_length:
+            shorter = replace(changed, max_length=length)
+            found = attempt(
+                f"{SHORTER} {length}", shorter, f"{settings.max_length} tokens do not fit"
+            )
+    if not found.fits:
+        found = replace(found, reason="nothing that can be run here fits")
+    return replace(found, tiers=tuple(tried))
+
+
+def _host_embedding(parts: dict[str, int], shape: Shape, machine: Machine) -> int:
+    """Return the total with the tied matrix in host memory and the head streamed in tiles.
+
+    Training cannot do this yet, so a plan counts it and never chooses it. Whoever builds it
+    makes it a tier of `plan`, between resident and the offloaded checkpoints.
+    """
+    tiles = 2 * 8192 * shape.hidden * machine.width  # one at work, one on its way
+    rest = {n: v for n, v in parts.items() if n not in ("embedding", "reserve")}
+    total = sum(rest.values()) + tiles
+    return total + total // RESERVE_SHARE + RESERVE
+
+
+def refusal(name: str, found: Plan, alternatives: list[str]) -> str:
+    """Return the line that says what does not fit, by how much, and what would."""
+    line = (
+        f"{name} does not fit: {gb(found.total)} at {found.length} tokens, {gb(found.free)} free "
+        "(an estimate)."
+    )
+    if alternatives:
+        return f"{line} What would: {', '.join(alternatives)}."
+    return f"{line} Use a machine with more memory."
+
+
+def gb(size: int) -> str:
+    """Return bytes as decimal gigabytes, for people."""
+    return f"{size / 1e9:.2f} GB"
