@@ -119,14 +119,15 @@ class JudgeScreen(Screen[None]):
         self.seated = True
         glanced, self.app.glanced = self.app.glanced, None
         try:
+            _ = self.app.seat
+            if glanced is not None:
+                self.app.look_for_run()
+                self.show_run()
             pair = self.app.seat.next()
         except CuratorError as error:
             message = Text(visible(f"curator: {error}"))
             self.app.exit(return_code=error.exit_code, message=message)
             return
-        if glanced is not None:
-            self.app.look_for_run()
-            self.show_run()
         if pair != glanced or pair is None:
             self.show(pair)
             self.deaf = glanced is not None

@@ -54,7 +54,7 @@ def do_something(seat: Seat, draw: random.Random) -> None:
 def test_it_is_the_pair_the_seat_hands_out_or_none(
     tmp_path: Path, add_pairs: AddPairs, seed: int
 ) -> None:
-    settings = f"[judge]\nrepeat_share = 0.5\ncalibration = {4 * (seed % 2)}\n"
+    settings = f"[judge]\nrepeat_share = 1.0\ncalibration = {4 * (seed % 2)}\n"
     place = create_workspace(tmp_path / "study", settings=settings)
     add_pairs(place, 40)
     add_pairs(place, 4, number=2)

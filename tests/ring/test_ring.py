@@ -176,7 +176,8 @@ def test_close_the_app_while_training_and_reopen_it(real_workspace: Workspace) -
     async def second() -> None:
         app = CuratorApp(workspace, "anna")
         async with app.run_test(size=(120, 36)) as pilot:
-            await until(pilot, lambda: "round 2 · 0 of" in painted(app))
+            # Its pairs come while it still writes; it has ended when nothing is under way.
+            await until(pilot, lambda: "round 2 · 0 of" in painted(app) and app.run_watch is None)
             await pilot.press(
                 "b", "b"
             )  # the last of round 1, which was on the screen, and one more

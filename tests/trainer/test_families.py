@@ -17,7 +17,7 @@ from tests.trainer.conftest import (
     rows_of,
     run_folder,
 )
-from trainer import checkpoint, contract, memory, model
+from trainer import contract, memory, model, model_folder
 from trainer.__main__ import perform
 from trainer.contract import Request
 
@@ -34,7 +34,7 @@ def test_the_language_model_is_loaded_whole_and_alone(tmp_path: Path, family: st
     ids = torch.tensor([[2, 40, 41, 42]])
     with torch.no_grad():
         wanted = whole(input_ids=ids).logits
-    checkpoint.check_weights(model.find_model(str(tmp_path)), "tiny")
+    model_folder.check_weights(model.find_model(str(tmp_path)), "tiny")
     text = model.load_base(PLAIN, tmp_path, model.choose_device())
     assert type(text).__name__.endswith("ForCausalLM")
     assert not any("vision" in name or "projector" in name for name, _ in text.named_modules())
@@ -56,7 +56,7 @@ def test_a_missing_language_weight_is_refused_from_the_files_heads(
     weights.pop(gone)
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(model.Refused, match=r"misses weights \(1, among them model\.layers\.1"):
-        checkpoint.check_weights(tmp_path, "tiny")
+        model_folder.check_weights(tmp_path, "tiny")
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
