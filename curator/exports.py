@@ -15,7 +15,7 @@ from curator.cards import card_text
 from curator.errors import BadData, CannotWrite, NotReady
 from curator.rounds import Started, start_run
 from curator.workspace import Workspace
-from trainer.contract import write_whole
+from trainer.contract import ADAPTER_CARD, sha256_file, write_whole
 
 Form = Literal["peft", "merged", "ollama"]
 
@@ -26,6 +26,10 @@ def target_of(workspace: Workspace, name: str, form: Form, output: Path | None) 
     if target.exists():
         raise BadData(f"{target} is there already. Name another with --output.")
     return target
+
+
+WEIGHTS = "adapter_model.safetensors"
+EXPORTED = ("adapter_config.json", WEIGHTS, ADAPTER_CARD)
 
 
 def export_peft(workspace: Workspace, name: str, output: Path | None) -> Path:
@@ -43,10 +47,19 @@ def export_peft(workspace: Workspace, name: str, output: Path | None) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.copytree(source, temporary)
+        temporary.mkdir()
+        for each in EXPORTED:
+            if (source / each).is_symlink():
+                raise BadData(f"{source / each} is a link. Restore the adapter from a backup.")
+            shutil.copyfile(source / each, temporary / each)
+        if sha256_file(temporary / WEIGHTS) != facts["sha256"]:
+            raise BadData(f"{source / WEIGHTS} is not what was trained. Restore it from a backup.")
         card = card_text(facts, "peft", workspace.config.model.quantization)
         write_whole(temporary / "README.md", card)
         os.replace(temporary, target)
+    except BadData:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     except (OSError, shutil.Error) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CannotWrite(f"{target}: {error}. Nothing was written.") from None

@@ -305,6 +305,8 @@ def settle(workspace: Workspace) -> list[Run]:
     try:
         end = runs.ended(folder)
         if end.manifest is None:
+            # What was whole when it ended is kept: an adapter in use, pairs to judge.
+            take_in_so_far(workspace)
             return [_close(workspace, run, RunState(end.state), end.message, end.status)]
         with db.writing(workspace.engine) as session:
             mine = session.get_one(Run, run.id)

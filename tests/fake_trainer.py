@@ -152,8 +152,12 @@ def finish(folder: Path, mode: str) -> None:
         contract.write_rows(folder / contract.EVALUATION, rows)
         manifest["evaluation"] = {"path": contract.EVALUATION, "policies": policies}
     if request.action in ("train", "round"):
-        (folder / request.output_adapter).mkdir(exist_ok=True)
+        made = folder / request.output_adapter
+        made.mkdir(exist_ok=True)
         # Every adapter has weights of its own.
+        (made / "adapter_model.safetensors").write_bytes(request.output_adapter.encode())
+        (made / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+        (made / contract.ADAPTER_CARD).write_text("{}")
         sha256 = contract.sha256_text(request.output_adapter)
         manifest["adapter"] = {"path": request.output_adapter, "sha256": sha256}
     contract.write_manifest(folder, manifest)

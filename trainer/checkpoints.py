@@ -37,7 +37,10 @@ NEEDED = re.compile(
     r"|(optimizer|scheduler)\.pt|rng_state(_\d+)?\.pth)"
 )
 # These change how a step is computed or when one is saved, not what is learned.
-MEMORY_SETTINGS = ("batch_size", "gradient_accumulation", "gradient_checkpointing", "save_steps")
+MEMORY_SETTINGS = (
+    "batch_size", "gradient_accumulation", "gradient_checkpointing", "activation_offloading",
+    "save_steps",
+)  # fmt: skip
 LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes")
 
 
@@ -134,9 +137,21 @@ def publish(saved: Path, folder: Path, mark: str, step: int, attempt: int) -> Pa
     write_whole(temporary / CARD, json.dumps(card, indent=1))
     shutil.rmtree(target, ignore_errors=True)  # a broken one of that step
     publish_folder(temporary, target)
-    for old in _newest_first(folder)[KEPT:]:
-        shutil.rmtree(old, ignore_errors=True)
+    kept = 0
+    for old in _newest_first(folder):
+        kept += _mark(old) == mark
+        # Of another training none is gone on from, however far it was.
+        if kept > KEPT or (kept == KEPT and _mark(old) != mark):
+            shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def _mark(path: Path) -> str | None:
+    """Return the fingerprint that a checkpoint says it has, or None."""
+    try:
+        return str(json.loads((path / CARD).read_text(encoding="utf-8"))["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def remove(folder: Path) -> None:

@@ -10,6 +10,7 @@ from trainer import memory
 from trainer.contract import ContractError, Request
 from trainer.measure import dry_step, machine_here
 from trainer.presets import PRESETS, preset
+from trainer.processes import world_size
 
 if TYPE_CHECKING:
     from trainer.dpo import Emit
@@ -64,6 +65,9 @@ def fit(request: Request, folder: Path, emit: Emit) -> tuple[memory.Plan | None,
         emit("warning", message=f"no memory plan: {error}")
         return None, request
     found = memory.plan(shape, request.train, request.quantization, machine)
+    if world_size() > 1:  # each would decide by itself, and all must take the same steps
+        emit("warning", message=f"several processes: no memory plan ({found.reason}).")
+        return None, request
     if not found.fits:
         others = alternatives(request.model, request, machine)
         raise ContractError(memory.refusal(request.model, found, others))

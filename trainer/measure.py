@@ -119,9 +119,11 @@ def dry_step(trainer: Any, device: Device) -> int:
     model.train()
     with torch.random.fork_rng(devices=devices), Peak(device) as peak:
         inputs = trainer._prepare_inputs(trainer.data_collator([row]))
-        with trainer.compute_loss_context_manager():
-            loss = trainer.compute_loss(model, inputs)
-        loss.backward()
+        # As DPOTrainer.training_step does: without it nothing would go to the host's memory here.
+        with trainer.maybe_activation_offload_context:
+            with trainer.compute_loss_context_manager():
+                loss = trainer.compute_loss(model, inputs)
+            loss.backward()
     model.zero_grad(set_to_none=True)
     model.train(was_training)
     trainer._metrics["train"].clear()  # of a step that was none

@@ -67,8 +67,8 @@ def merge(
 
     device = Device("cpu", torch.bfloat16, "merged in the precision it is kept in")
     plain = Request(action="merge", model=request.model, quantization="none")
+    tokenizer = load_tokenizer(base, request.model)  # before the weights: it may be refused
     adapted = attach_adapter(load_base(plain, base, device), folder / str(request.adapter))
-    tokenizer = load_tokenizer(base, request.model)
     merged = adapted.merge_and_unload(safe_merge=True)  # safe: refuses what is no number
     temporary = target.with_name(target.name + ".part")
     shutil.rmtree(temporary, ignore_errors=True)

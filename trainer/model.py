@@ -146,6 +146,9 @@ def check_adapter(
     unknown = sorted(n for n in config if n not in known or (n in NAMES_CODE and config[n]))
     if unknown:
         raise Refused(f"{folder}: adapter_config.json has unknown fields ({', '.join(unknown)}).")
+    odd = _unlike_plain_lora(config)
+    if odd:
+        raise Refused(f"{folder}: adapter_config.json is no plain LoRA's ({', '.join(odd)}).")
     if card is None:
         raise Refused(f"{folder} has no {ADAPTER_CARD}: its base model cannot be told. Train anew.")
     if card.get("base_sha256") != sha256:
@@ -161,6 +164,33 @@ def check_adapter(
             "Restore it from a backup, or train anew."
         )
     return digest
+
+
+# What may differ from a plain LoRA on the language layers: sizes, and where it came from.
+FREE = (
+    "r", "lora_alpha", "lora_dropout", "base_model_name_or_path", "revision", "inference_mode",
+    "init_lora_weights", "peft_version", "task_type",
+)  # fmt: skip
+MOST_RANK = 1024
+
+
+def _unlike_plain_lora(config: dict[str, Any]) -> list[str]:
+    """Return the fields that make an adapter another thing than was trained here.
+
+    Some start the adapter from the base's weights and change these, some take as much memory as
+    they like, some match layers by a pattern that never ends.
+    """
+    from peft import LoraConfig
+
+    plain = LoraConfig(target_modules=LORA_TARGETS).to_dict()
+    odd = [n for n, value in config.items() if n not in FREE and value != plain.get(n)]
+    for name, most in (("r", MOST_RANK), ("lora_alpha", 16 * MOST_RANK)):
+        value = config.get(name, 1)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
+            odd.append(name)
+    if config.get("init_lora_weights", True) not in (True, False):
+        odd.append("init_lora_weights")
+    return sorted(odd)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -155,8 +155,9 @@ def _prepared(
     if device.kind == "cuda":
         if request.vram is not None:
             total = torch.cuda.get_device_properties(0).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(1.0, request.vram / total))
             machine = replace(machine_here(request.vram), width=machine.width)
+            # The allocator's share alone: what CUDA itself takes of a card comes on top.
+            torch.cuda.set_per_process_memory_fraction(min(1.0, machine.free / total))
     else:
         device = Device("cpu", torch.bfloat16, "bf16 as on the card that is rehearsed for")
         machine = replace(machine, width=2)

@@ -17,10 +17,8 @@ from trainer.contract import read_request
 
 @pytest.fixture
 def trained(judged: Workspace) -> Workspace:  # noqa: F811
-    """A workspace with an adapter in use, of which the fake trainer wrote no weights."""
+    """A workspace with an adapter in use, whose weights are the fake trainer's."""
     work(judged, "round")
-    folder = judged.path / adapters.show_adapter(judged, "adapter-0002")["folder"]
-    (folder / "adapter_model.safetensors").write_bytes(b"weights")
     return judged
 
 
@@ -29,7 +27,9 @@ def test_peft_is_the_adapter_with_a_model_card(trained: Workspace) -> None:
     assert done.returncode == 0 and not done.stdout, done.stderr
     target = trained.path / "exports" / "adapter-0002-peft"
     assert str(target) in done.stderr
-    assert sorted(p.name for p in target.iterdir()) == ["README.md", "adapter_model.safetensors"]
+    assert sorted(p.name for p in target.iterdir()) == [
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "curator_adapter.json",
+    ]  # fmt: skip
     assert not list(target.parent.glob("*.part"))
     card = (target / "README.md").read_text(encoding="utf-8")
     facts = adapters.show_adapter(trained, "adapter-0002")
@@ -41,6 +41,22 @@ def test_peft_is_the_adapter_with_a_model_card(trained: Workspace) -> None:
     assert not any(word in card.lower() for word in ("is safe", "validated", "de-identified"))
     again = curator(trained, "adapter", "export", "adapter-0002", "--to", "peft")
     assert again.returncode == 65 and "is there already" in again.stderr
+
+
+@pytest.mark.parametrize("changed", ["weights", "link"])
+def test_an_adapter_that_is_not_what_was_trained_stays_here(
+    trained: Workspace, tmp_path: Path, changed: str
+) -> None:
+    folder = trained.path / adapters.show_adapter(trained, "adapter-0002")["folder"]
+    if changed == "weights":
+        (folder / "adapter_model.safetensors").write_bytes(b"others")
+    else:
+        (folder / "adapter_config.json").unlink()
+        (tmp_path / "private").write_text("a client's words")
+        (folder / "adapter_config.json").symlink_to(tmp_path / "private")
+    done = curator(trained, "adapter", "export", "adapter-0002", "--to", "peft")
+    assert done.returncode == 65 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert not list((trained.path / "exports").iterdir())
 
 
 def test_what_cannot_be_exported_writes_nothing(trained: Workspace, tmp_path: Path) -> None:

@@ -142,6 +142,21 @@ def test_an_odd_adapter_is_refused(tmp_path: Path, config: Any, said: str) -> No
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("init_lora_weights", "pissa"), ("r", 10**9), ("lora_alpha", 10**6), ("use_dora", True),
+     ("target_modules", "(a+)+$"), ("layer_replication", [[0, 2]])],
+)  # fmt: skip
+def test_an_adapter_that_is_no_plain_lora_is_refused(
+    tmp_path: Path, name: str, value: object
+) -> None:
+    config = {"peft_type": "LORA", "r": 8, "target_modules": model.LORA_TARGETS, name: value}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(model.Refused, match=name):
+        model.check_adapter(tmp_path, "m", "0" * 64)
+
+
 def test_changed_adapter_weights_are_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
     folder = adapter_folder(tmp_path / "adapter", base_sha256="a")
     digest = model.check_adapter(folder, "tiny", "a")
