@@ -300,7 +300,7 @@ def open_app(
 
     screen = CuratorApp(workspace, annotator, auto_round=auto_round, first_minutes=first_minutes)
     screen.run()
-    if not screen.return_code:
+    if not screen.return_code and "seat" in screen.__dict__:  # left before it was taken: nothing
         from curator.history import sitting, sitting_text
 
         talk(sitting_text(sitting(screen.seat), workspace.name))

@@ -66,7 +66,9 @@ def read_evaluation(folder: Path) -> dict[str, Rows]:
             match row.get("kind"):
                 case "held_out":
                     name = _text(row, "id", optional=True) or f"line {number}"
-                    seen[policy, name] += 1  # a rewrite gives two preferences under one id
+                    # A rewrite gives two preferences, of one judgment: they belong together.
+                    name = name.removesuffix(".left").removesuffix(".right")
+                    seen[policy, name] += 1
                     rows.held_out[name, seen[policy, name]] = _held_out(row)
                 case "probe":
                     _once(rows.probes, _text(row, "id"), _probe(row))

@@ -88,6 +88,10 @@ def first_pair(path: Path, name: str, kind: AnnotatorKind = AnnotatorKind.HUMAN)
     be read, or takes long to look through.
     """
     try:
+        with path.open("rb") as file:  # sqlite.org/fileformat2.html; opening may write to the file
+            header = file.read(72)
+        if int.from_bytes(header[60:64], "big") != SCHEMA_VERSION:
+            return None
         uri = f"{path.absolute().as_uri()}?mode=rw"  # a log left by a crash is read from, too
         with closing(sqlite3.connect(uri, uri=True, timeout=0.05)) as database:
             deadline = time.monotonic() + MOST_SECONDS
@@ -95,7 +99,7 @@ def first_pair(path: Path, name: str, kind: AnnotatorKind = AnnotatorKind.HUMAN)
             database.execute("PRAGMA query_only=ON")
             database.execute("PRAGMA trusted_schema=OFF")
             return _first_pair(database, name, kind)
-    except (sqlite3.Error, OSError, ValueError):
+    except (sqlite3.Error, OSError, ValueError, TypeError):
         return None
 
 

@@ -45,7 +45,7 @@ def take_in(
     if run.action == "duel":
         run.metrics = {**run.metrics, "pairs": add_duel(session, workspace, run, folder)}
         return
-    used = adapter is None or adapter.status is AdapterStatus.CURRENT
+    used = _is_used(session, run, adapter)
     _take_in_candidates(session, workspace, run, folder, list(read_rows(folder / CANDIDATES)), used)
 
 
@@ -65,12 +65,25 @@ def take_in_so_far(session: Session, workspace: Workspace, run: Run, folder: Pat
         adapter = _take_in_adapter(session, workspace, run, folder, trained)
         if adapter is None or adapter.status is not AdapterStatus.CURRENT:
             return 0
+    elif not _is_used(session, run, None):
+        return 0
     settings = read_request(folder).generate
     replies = len(STEERED) if settings.strategy == "contrast" else settings.samples
     rows = whole_rows(folder / CANDIDATES)
     written = Counter(row.get("prompt_id") for _, row in rows)
     complete = [(n, row) for n, row in rows if written[row.get("prompt_id")] == replies]
     return _take_in_candidates(session, workspace, run, folder, complete, True, so_far=True)
+
+
+def _is_used(session: Session, run: Run, made: Adapter | None) -> bool:
+    """Whether what a run wrote is for judging: by the base, or by the adapter in use by now.
+
+    The adapter that a generation began with may have been refused or rolled back meanwhile.
+    """
+    writer = made
+    if writer is None and run.action == "generate" and run.adapter_id is not None:
+        writer = session.get_one(Adapter, run.adapter_id)
+    return writer is None or writer.status is AdapterStatus.CURRENT
 
 
 def _take_in_adapter(

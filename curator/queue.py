@@ -225,7 +225,7 @@ def on_another_screen(session: Session, pair: Pair, sitting: str) -> bool:
 
 
 def judged_by_another(session: Session, pair: Pair, annotator: Annotator) -> bool:
-    """Tell whether a training pair has a standing judgment, no skip, of another of this kind."""
+    """Tell whether another of this kind has judged a pair for one person, and no skip."""
     others = select(Annotator.id).where(
         Annotator.kind == annotator.kind, Annotator.id != annotator.id
     )
@@ -235,7 +235,7 @@ def judged_by_another(session: Session, pair: Pair, annotator: Annotator) -> boo
         col(Judgment.annotator_id).in_(others),
         standing(),
     )
-    return pair.purpose is Purpose.TRAIN and session.exec(found.limit(1)).first() is not None
+    return pair.purpose in ONCE and session.exec(found.limit(1)).first() is not None
 
 
 def holders(session: Session) -> list[str]:

@@ -96,7 +96,7 @@ class CuratorApp(App[None]):
             from curator.tui.welcome_screen import WelcomeScreen
 
             self.push_screen(WelcomeScreen(self.offer_after))
-        elif self.first_minutes and self.seat.is_new():
+        elif self.first_minutes and self.glanced is None and self.seat.is_new():
             from curator.tui.first_screen import FirstScreen
 
             self.push_screen(FirstScreen(), self.begin)

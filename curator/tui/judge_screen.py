@@ -125,6 +125,7 @@ class JudgeScreen(Screen[None]):
                 self.show_run()
             pair = self.app.seat.next()
         except CuratorError as error:
+            self.deaf = True  # no key does anything without a seat
             message = Text(visible(f"curator: {error}"))
             self.app.exit(return_code=error.exit_code, message=message)
             return
@@ -391,6 +392,9 @@ class JudgeScreen(Screen[None]):
 
     def action_go_on(self) -> None:
         """Try a failed save again, show the next pair, or do what the empty queue suggests."""
+        self.take_seat()
+        if self.deaf:
+            return
         if self.retry is not None and self.pair is not None:
             self.save(self.retry[0], "enter")
         elif self.saved is not None:

@@ -295,7 +295,7 @@ def test_a_run_that_ended_while_the_app_was_closed_is_settled_on_opening(
     list(runs.follow(rounds.start_run(workspace, "round").folder))
 
     async def script(pilot: Pilot[None], app: CuratorApp) -> None:
-        assert "round 2 · 0 of 10" in painted(app)
+        await until(pilot, lambda: "round 2 · 0 of 10" in painted(app))
 
     play(workspace, script)
 

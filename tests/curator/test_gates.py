@@ -122,7 +122,13 @@ def test_one_family_that_turns_is_seen_though_the_rest_got_better(tmp_path: Path
 
 def test_nothing_measured_decides_nothing() -> None:
     result = judge({}, DEFAULT)
-    assert result.verdict == "unknown" and "no rule can decide" in result.reason
+    assert result.verdict == "unknown" and "not both measured" in result.reason
+
+
+@pytest.mark.parametrize("missing", ["collusive", "over_corrected"])
+def test_one_of_the_two_errors_alone_accepts_nobody(tmp_path: Path, missing: str) -> None:
+    result = judged(tmp_path, [row for row in fine() if missing not in row.get("logps", {})])
+    assert result.verdict == "unknown" and "not both measured" in result.reason
 
 
 @pytest.mark.parametrize(
