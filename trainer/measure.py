@@ -86,7 +86,8 @@ class Peak:
         else:
             self._over.set()
             self._watch.join()
-            self.bytes = max(self._most, resident()) - self.start
+            # Nothing taken is 0, though the allocator gave some of the start back meanwhile.
+            self.bytes = max(self._most, resident(), self.start) - self.start
 
 
 def resident() -> int:
