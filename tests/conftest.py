@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,12 @@ os.environ.pop("NO_COLOR", None)
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Read when torch is loaded: side by side, more threads than cores only wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A suite started in the background of a script is deaf to Ctrl-C, and so would be every process a
+# test starts and interrupts: what is ignored is inherited.
+for name in ("SIGINT", "SIGHUP"):
+    number = getattr(signal, name, None)  # Windows has no SIGHUP
+    if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
 
 ONCE = """
 [judge]
