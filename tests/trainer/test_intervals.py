@@ -18,6 +18,8 @@ def test_wilson(successes: int, n: int, low: float, high: float) -> None:
 
 def test_wilson_of_nothing_is_everything() -> None:
     assert wilson_interval(0, 0) == (0.0, 1.0)
+    for n in range(1, 3000):  # the share itself is never left out, for a hair of rounding
+        assert wilson_interval(0, n)[0] == 0.0 and wilson_interval(n, n)[1] == 1.0
 
 
 def test_t_interval_of_a_mean() -> None:

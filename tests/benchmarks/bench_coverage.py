@@ -1,0 +1,167 @@
+"""Whether the demo's 95 % intervals hold what they promise: part of make bench-evaluation.
+
+A seed is a demo of its own: two rounds of 40 judgments by the simulated clinician. Its intervals,
+from 480 sampled replies, are held against the values on 2,000 fresh replies of the same policy to
+the same phrasings. About two hours of one core for 30 seeds, so a seed's row is kept
+(`--rows FILE`) and a second run goes on with those that are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.harness import Figure
+from trainer import contract
+
+SEEDS, ROUNDS, FRESH = 30, 2, 2_000
+# Of all intervals at 95 % this share at least has to cover: 30 seeds are few.
+ENOUGH = 0.9
+BASE = -1
+"""In place of a seed: the values of the base model, which is the same for all."""
+
+
+def fresh_values(simulation: Any, folder: Path, adapter: Path | None, seed: int) -> dict[str, Any]:
+    """Return the rates on 2,000 fresh replies by a policy, written as the demo writes them."""
+    from curator.demo.measure import measure
+
+    names = sorted(simulation.prompts)
+    rows = [(f"{n}:{names[n % len(names)]}", names[n % len(names)]) for n in range(FRESH)]
+    generate = {"max_new_tokens": 80, "temperature": 0.9, "top_p": 0.95}  # the demo's settings
+    folder.mkdir()
+    prompts = {
+        name: [{"role": "user", "content": text}]
+        for name, (_, text) in simulation.prompts.items()
+    }  # fmt: skip
+    contract.write_rows(
+        folder / contract.MEASURE, ({"id": key, "prompt": prompts[name]} for key, name in rows)
+    )
+    contract.write_rows(folder / contract.PROMPTS, [{"id": "0", "prompt": prompts[names[0]]}])
+    request = {
+        "action": "generate", "model": simulation.workspace.config.model.name, "seed": seed,
+        "adapter": None if adapter is None else os.path.relpath(adapter, folder),
+        "measure": contract.MEASURE, "generate": generate,
+    }  # fmt: skip
+    contract.write_request(folder, contract.from_dict(contract.Request, request))
+    subprocess.run(
+        [sys.executable, "-P", "-m", "trainer", str(folder)],
+        check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    replies = {
+        row["prompt_id"]: row["text"] for _, row in contract.read_rows(folder / "samples.jsonl")
+    }
+    return measure(
+        simulation.classifier, [(simulation.prompts[name][0], replies[key]) for key, name in rows]
+    )
+
+
+def one_seed(seed: int) -> dict[str, Any]:
+    """Run a seed's demo and its fresh replies; return {round: rate: [value, low, high, fresh]}."""
+    from curator.demo import make_workspace
+    from curator.demo.simulation import Simulation
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    with tempfile.TemporaryDirectory() as place:
+        workspace = make_workspace(Path(place) / "workspace", max(seed, 0))
+        simulation = Simulation(workspace, max(seed, 0), say)
+        if seed == BASE:
+            return {"seed": seed, "fresh": fresh_values(simulation, Path(place) / "f", None, 99)}
+        figures = [each.measured for each in simulation.run(ROUNDS)]
+        last = sorted(workspace.runs.glob("*-round"))[-1]
+        adapter = (last / contract.read_request(last).output_adapter).resolve()
+        fresh = fresh_values(simulation, Path(place) / "f", adapter, 1_000 + seed)
+        workspace.engine.dispose()
+    return {"seed": seed, "base": figures[0], "last": figures[-1], "fresh": fresh}
+
+
+def missing(path: Path, seeds: int) -> list[int]:
+    """Return the seeds that no row is kept of."""
+    done = {row["seed"] for _, row in contract.read_rows(path)} if path.exists() else set()
+    return [seed for seed in (BASE, *range(seeds)) if seed not in done]
+
+
+def run_seeds(path: Path, seeds: int, jobs: int) -> None:
+    """Run what is missing, `jobs` seeds at once, each in a process of its own."""
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    environment = {"OMP_NUM_THREADS": threads, **os.environ}
+
+    def run(seed: int) -> None:
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "tests.benchmarks.bench_coverage",
+            "--one",
+            str(seed),
+        ]
+        found = subprocess.run(
+            command, check=True, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        with path.open("ab") as file:
+            file.write(found.stdout)
+        print(f"coverage: seed {seed} done", file=sys.stderr)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(run, missing(path, seeds)))
+
+
+def covered(
+    rows: list[dict[str, Any]], policy: str, fresh: Callable[[Any], Any]
+) -> Iterator[Figure]:
+    """Yield a figure a rate: the share of seeds whose interval covers the fresh value."""
+    for rate in rows[0][policy]["intervals"]:
+        held = 0
+        for row in rows:
+            low, high = row[policy]["intervals"][rate]
+            held += low <= fresh(row)[rate] <= high
+        peer = f"{policy}: {held} of {len(rows)} seeds, 95 % intervals, {FRESH:,} fresh replies"
+        yield Figure(f"{rate} covered", held / len(rows), ENOUGH, peer, "", at_most=False)
+
+
+def figures(path: Path, seeds: int = SEEDS, jobs: int = 2) -> list[Figure]:
+    """Run what is missing and return the coverage of every rate, of the base and of round two."""
+    run_seeds(path, seeds, jobs)
+    rows = [row for _, row in contract.read_rows(path)]
+    base = next(row["fresh"] for row in rows if row["seed"] == BASE)
+    rows = [row for row in rows if 0 <= row["seed"] < seeds]
+    return [
+        *covered(rows, "base", lambda _: base),
+        *covered(rows, "last", lambda row: row["fresh"]),
+    ]
+
+
+def main() -> None:
+    """Run one seed, or all that are missing, and say what was covered."""
+    parser = argparse.ArgumentParser(description="Whether the demo's 95 % intervals hold.")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--rows", type=Path, help="a row a seed is kept here")
+    parser.add_argument("--one", type=int, help="run this seed alone and print its row")
+    options = parser.parse_args()
+    if options.one is not None:
+        print(json.dumps(one_seed(options.one)))
+        return
+    with tempfile.TemporaryDirectory() as place:
+        path = options.rows or Path(place) / "rows.jsonl"
+        found = figures(path, options.seeds, options.jobs)
+    if options.json:
+        print(json.dumps([{**asdict(each), "holds": each.holds} for each in found], indent=1))
+    else:
+        print("\n".join(each.line() for each in found))
+    sys.exit(0 if all(each.holds for each in found) else 1)
+
+
+if __name__ == "__main__":
+    main()
