@@ -22,7 +22,8 @@ KEPT_OUT = ("F12", "C02")
 # Under this many held-out preferences an interval is wider than most differences one hopes for.
 FEWEST_TO_CONCLUDE = 20
 Figure = dict[str, Any]
-"""{"value", "n", "interval": [low, high] or None}; a share also has its "clusters" if fewer."""
+"""{"value", "n", "interval": [low, high] or None}; a share also has its "clusters" and what a
+row of them is "worth", if fewer."""
 
 
 # --- figures ------------------------------------------------------------------------------------
@@ -38,6 +39,7 @@ def share(values: Sequence[bool], clusters: Sequence[str] | None = None) -> Figu
     figure = {"value": value, "n": n, "interval": list(wilson(value * worth, worth))}
     if clusters is not None and len(set(clusters)) < n:
         figure["clusters"] = len(set(clusters))
+        figure["worth"] = worth / n  # for an interval of another level (gates)
     return figure
 
 

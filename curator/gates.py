@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from curator.statistics import newcombe
+from curator.statistics import newcombe, wilson
 from trainer.contract import ContractError
 
 Verdict = Literal["pass", "fail", "unknown"]
@@ -130,23 +130,25 @@ def judge(figures: Mapping[str, Any], config: GatesConfig) -> Judged:
 def _held_out(
     adapter: Mapping[str, Any], differences: Mapping[str, Any], config: GatesConfig
 ) -> Rule:
-    """Held-out accuracy: not below the adapter in use, or one half, beyond the interval."""
+    """Held-out accuracy: below neither one half nor the adapter in use, beyond the interval."""
     name = "held-out accuracy"
-    found = differences.get("compare", {}).get("held_out_accuracy")
-    if found:
-        value, low, high = newcombe(_effective(found), config.interval)
-        says = f"{_points(value, low, high)} against the adapter in use, n = {found['n']}"
-        return Rule(name, "fail" if high < 0 else "pass", says)
     figure = adapter.get("held_out_accuracy")
     if figure is None:
         return Rule(name, "unknown", "no held-out preferences were scored")
-    low, high = figure["interval"]
-    return Rule(
-        name,
-        "fail" if high < 0.5 else "pass",
+    worth = figure["n"] * figure.get("worth", 1.0)
+    low, high = wilson(figure["value"] * worth, worth, config.interval)
+    says = (
         f"{figure['value']:.0%} ({low:.0%} to {high:.0%}) against 50 % for the base, "
-        f"n = {figure['n']}",
+        f"n = {figure['n']}"
     )
+    if high < 0.5:
+        return Rule(name, "fail", says)
+    found = differences.get("compare", {}).get("held_out_accuracy")
+    if not found:
+        return Rule(name, "pass", says)
+    value, low, high = newcombe(_effective(found), config.interval)
+    says = f"{_points(value, low, high)} against the adapter in use, n = {found['n']}"
+    return Rule(name, "fail" if high < 0 else "pass", says)
 
 
 def _collusion(difference: Mapping[str, Any], against: str, config: GatesConfig) -> Rule:

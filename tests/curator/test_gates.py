@@ -62,6 +62,29 @@ def test_held_out_accuracy_is_set_beside_the_adapter_in_use(tmp_path: Path) -> N
     assert failed(judged(tmp_path, rows + alike)) == []
 
 
+def test_one_half_is_the_floor_also_beside_an_adapter_that_is_below_it(tmp_path: Path) -> None:
+    rows = without(fine(), "held_out") + probes("compare", 10, 2)
+    for policy in ("adapter", "compare"):  # as bad as the one in use: no reason to go on so
+        rows += [held_out(f"h{i}", 1.0 if i < 10 else -1.0, policy) for i in range(40)]
+    assert failed(judged(tmp_path, rows)) == ["held-out accuracy"]
+
+
+def test_the_level_of_the_interval_is_the_configured_one(tmp_path: Path) -> None:
+    rows = without(fine(), "held_out")
+    rows += [held_out(f"h{i}", 1.0 if i < 2 else -1.0) for i in range(10)]
+    # Two of ten: 6 % to 51 % at 95 %, 7 % to 46 % at 90 %.
+    assert failed(judged(tmp_path, rows)) == []
+    assert failed(judged(tmp_path, rows, GatesConfig(interval=0.9))) == ["held-out accuracy"]
+
+
+def test_rows_of_one_preference_held_out_twice_are_worth_one(tmp_path: Path) -> None:
+    rows = without(fine(), "held_out")
+    rows += [
+        held_out("h0" if i < 9 else f"h{i}", -1.0 if i < 9 else 1.0) for i in range(10)
+    ]  # nine rows, one preference; nine of ten would be refused
+    assert failed(judged(tmp_path, rows)) == []
+
+
 @pytest.mark.parametrize(
     ("adapter", "compare", "refused"),
     [
