@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 
     from trainer.dpo import Emit
 
-# How each family's text model takes a prepared mask: one for all layers, or one a kind of layer.
-ONE_MASK = ("llama", "mistral", "ministral3")
+# How each family's text model takes a prepared mask: one for all layers (with the window, if the
+# model has one), or one a kind of layer.
+ONE_MASK = ("llama",)
+ONE_WINDOWED = ("mistral", "ministral3")
 MASK_A_KIND = ("gemma3_text",)
 # These add a 4-D mask to the scores; flash attention takes none.
 ATTENTION = ("sdpa", "eager")
@@ -137,20 +139,21 @@ def attention_mask(config: Any, shared: Shared, dtype: torch.dtype) -> Any:
     """
     import torch
 
-    def added(allowed: torch.Tensor) -> torch.Tensor:
-        mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-        return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
-
-    def windowed() -> torch.Tensor:
-        positions = shared.positions
-        near = positions[:, None] > positions[:, :, None] - config.sliding_window
-        return added(shared.allowed & near)
+    def mask(window: int | None) -> torch.Tensor:
+        allowed = shared.allowed
+        if window is not None:
+            at = shared.positions
+            allowed = allowed & (at[:, None] > at[:, :, None] - window)
+        least = torch.finfo(dtype).min
+        scores = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+        return scores.masked_fill_(~allowed, least)[:, None]
 
     if config.model_type in ONE_MASK:
-        slides = getattr(config, "sliding_window", None) is not None
-        return windowed() if slides else added(shared.allowed)
-    made = {"full_attention": added, "sliding_attention": lambda _: windowed()}
-    return {kind: made[kind](shared.allowed) for kind in set(config.layer_types)}
+        return mask(None)
+    if config.model_type in ONE_WINDOWED:
+        return mask(config.sliding_window)
+    windows = {"full_attention": None, "sliding_attention": config.sliding_window}
+    return {kind: mask(windows[kind]) for kind in set(config.layer_types)}
 
 
 # --- the wrapper --------------------------------------------------------------------------------
@@ -272,10 +275,12 @@ def sharing(trainer: Any, wanted: bool, emit: Emit) -> Iterator[PrefixSharing | 
 def refusal(base: Any) -> str | None:
     """Return why a base model cannot share prefixes, in words, or None."""
     config = base.config.get_text_config()
-    if config.model_type not in (*ONE_MASK, *MASK_A_KIND):
+    if config.model_type not in (*ONE_MASK, *ONE_WINDOWED, *MASK_A_KIND):
         return f"models of type {config.model_type} have not been tried with it"
     if getattr(config, "use_bidirectional_attention", None):
         return "this model looks both ways"
+    if getattr(config, "attention_dropout", 0):
+        return "its attention drops out at random"
     if config._attn_implementation not in ATTENTION:
         return f"{config._attn_implementation} takes no mask of its own"
     return None
@@ -285,7 +290,9 @@ def is_exact(trainer: Any, wrapper: PrefixSharing) -> bool:
     """Tell whether the longest real pair gives the same log-probabilities both ways.
 
     Two passes without gradients, before the first step: a mask that is not heeded would spoil a
-    training without any other sign. A pair that shares too little is not put through at all.
+    training without any other sign. They are taken as in training, which with TRL has no dropout:
+    put to evaluation, bitsandbytes packs 4-bit weights for a CPU that has AVX512-BF16, and no
+    gradient comes through these any more.
     """
     import torch
 
@@ -296,7 +303,7 @@ def is_exact(trainer: Any, wrapper: PrefixSharing) -> bool:
     names = ("input_ids", "attention_mask")
     given = {**{name: inputs[name] for name in names}, "labels": labels, "use_cache": False}
     was_training = model.training
-    model.eval()
+    model.train()
     try:
         with torch.no_grad(), trainer.compute_loss_context_manager():
             ours = model(**given, fused_lm_head=True).log_probs

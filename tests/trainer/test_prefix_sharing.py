@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +12,9 @@ from typing import Any
 import pytest
 
 from tests import tiny
-from tests.trainer.conftest import Rows, preference_rows, run_folder
-from trainer import contract, dpo, model, prefix_sharing
-from trainer.contract import Request, TrainSettings
-from trainer.prefix_sharing import PrefixSharing, layout, sharing
+from trainer import model, prefix_sharing
+from trainer.contract import Request
+from trainer.prefix_sharing import PrefixSharing, layout
 
 pytestmark = pytest.mark.train
 
@@ -111,3 +111,187 @@ def test_log_probabilities_and_gradients_are_stock_trls(tmp_path: Path, family: 
     compared(made, collated(PAIRS))  # padded, cut, of all kinds at once
     for pair in PAIRS[:4]:
         compared(made, collated([pair]))
+
+
+@pytest.mark.parametrize("window", [1, 7, 64])
+def test_a_sliding_window_counts_positions_of_its_own_row(tmp_path: Path, window: int) -> None:
+    made = adapted(tmp_path, "mistral", sliding_window=window)
+    compared(made, collated(PAIRS))
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "llama"])
+def test_eager_attention_and_recomputed_activations_give_the_same(
+    tmp_path: Path, family: str
+) -> None:
+    made = adapted(tmp_path, family)
+    made.train()
+    made.enable_input_require_grads()
+    made.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    compared(made, collated(PAIRS))
+    made.get_base_model().set_attn_implementation("eager")
+    compared(made, collated(PAIRS[:2]))
+
+
+def test_rows_that_end_alike_or_are_equal_are_right_too(tmp_path: Path) -> None:
+    made = adapted(tmp_path, "gemma3_text")
+    prompt = [2, *range(10, 60)]
+    compared(made, collated([(prompt, [99, 98, 5], [99, 98, 5])]))
+    long = list(range(100, 100 + LENGTH))  # cut to the same tokens: equal rows, both learned from
+    compared(made, collated([(prompt, long, [*long, 7]), (prompt, [70, 5], [80, 5])]))
+
+
+def test_the_shared_rows_are_as_drawn() -> None:
+    import torch
+
+    batch = collated([([2, 10, 11], [20, 21], [30]), ([2, 12], [40], [50, 51, 52])])
+    found = layout(batch["input_ids"], batch["attention_mask"], batch["labels"])
+    assert found is not None and found.width == 7
+    rows = prefix_sharing.shared_rows(batch["input_ids"], batch["labels"], found)
+    assert rows.ids[:, :7].tolist() == [[2, 10, 11, 20, 21, 11, 30], [2, 12, 40, 12, 50, 51, 52]]
+    assert rows.positions.tolist() == [[0, 1, 2, 3, 4, 2, 3], [0, 1, 2, 1, 2, 3, 4]]
+    assert rows.labels.tolist() == [
+        [-100, -100, 20, 21, -100, 30, -100], [-100, 40, -100, 50, 51, 52, -100]
+    ]  # fmt: skip
+    seen = [[c for c, look in enumerate(row) if look] for row in rows.allowed[0].tolist()]
+    assert seen == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 1, 5], [0, 1, 5, 6]]
+    left = {**batch, "attention_mask": batch["attention_mask"].flip(1)}
+    assert torch.any(left["attention_mask"] != batch["attention_mask"])
+    assert layout(left["input_ids"], left["attention_mask"], left["labels"]) is None
+
+
+def test_what_does_not_pay_or_is_not_trls_goes_the_stock_way(tmp_path: Path) -> None:
+    import torch
+
+    made = adapted(tmp_path, "gemma3_text")
+    batch = collated(PAIRS[:2])
+    plain = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+    with shared(made) as wrapper, torch.no_grad():
+        few = collated([([2, 10], list(range(20, 60)), list(range(60, 100)))])
+        made(**few)  # too little is shared
+        positions = torch.arange(batch["input_ids"].shape[1])[None]
+        made(**batch, position_ids=positions)
+        made(**{**batch, "attention_mask": batch["attention_mask"].flip(1)})
+        assert (wrapper.shared, wrapper.stock) == (0, 3)
+        assert made(**plain).logits.shape[:2] == batch["input_ids"].shape
+        ids = batch["input_ids"][:1, :9]
+        assert made.generate(input_ids=ids, max_new_tokens=2, min_new_tokens=2).shape == (1, 11)
+        assert (wrapper.shared, wrapper.stock) == (0, 3)
+
+
+def test_taken_off_nothing_is_left(tmp_path: Path) -> None:
+    made = adapted(tmp_path, "llama")
+    base = made.get_base_model()
+    before, signature = base.forward, inspect.signature(base.forward)
+    with shared(made):
+        assert base.forward is not before
+        assert inspect.signature(base.forward) == signature
+    assert base.forward is before
+
+
+# Rounding as large as stock's own, drawn anew: neither draw is always the smaller one.
+DRAWN = 1.5
+
+
+def padded_left(batch: dict[str, Any], by: int) -> dict[str, Any]:
+    """Return TRL's batch with padding before its rows: the same numbers but for rounding."""
+    from torch.nn.functional import pad
+
+    mask = pad(batch["attention_mask"], (by, 0))
+    return {
+        **batch, "input_ids": pad(batch["input_ids"], (by, 0)), "attention_mask": mask,
+        "labels": pad(batch["labels"], (by, 0), value=-100),
+        "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
+    }  # fmt: skip
+
+
+def short_pairs(count: int) -> list[tuple[list[int], list[int], list[int]]]:
+    draw = random.Random(0)
+
+    def tokens(least: int, most: int) -> list[int]:
+        return [draw.randrange(10, 260) for _ in range(draw.randrange(least, most))]
+
+    return [([2, *tokens(20, 70)], [*tokens(3, 40), 5], [*tokens(3, 40), 5]) for _ in range(count)]
+
+
+@pytest.fixture
+def half(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load in bf16 on the CPU, as on a GPU."""
+    import torch
+
+    device = model.Device("cpu", torch.bfloat16, "as on a GPU")
+    monkeypatch.setattr(model, "choose_device", lambda: device)
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "llama"])
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+def test_in_bf16_it_is_as_near_to_stock_as_stock_is_to_itself(
+    tmp_path: Path, family: str, quantization: str, half: None
+) -> None:
+    import torch
+
+    made = adapted(tmp_path, family, quantization)
+    made.train()  # in evaluation bitsandbytes would change a CPU's weights
+    assert made.get_base_model().dtype == torch.bfloat16
+    ours, own = 0.0, 0.0
+    with torch.no_grad():
+        for pair in short_pairs(12):
+            batch = collated([pair])
+            stock = made(**batch).log_probs
+            with shared(made) as wrapper:
+                mine = made(**batch).log_probs
+                assert wrapper.shared == 1
+            left = made(**padded_left(batch, 8)).log_probs[:, 8:]
+            tokens = (batch["labels"] != -100).sum()
+            ours += float((mine - stock).abs().sum() / tokens)
+            own += float((left - stock).abs().sum() / tokens)
+    assert 0 < ours <= DRAWN * own < 0.01  # 12 pairs' sum
+
+
+# --- what of TRL and transformers it rests on -----------------------------------------------------
+
+
+def test_trls_fused_head_is_as_it_was_read() -> None:
+    """TRL 1.16: an upgrade that changes any of these must be read anew."""
+    from dataclasses import fields
+
+    from trl import DPOTrainer
+    from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
+
+    assert {f.name for f in fields(FusedCausalLMOutput)} == {
+        "loss", *prefix_sharing.PER_TOKEN, "label_mask", "aux_loss",
+    }  # fmt: skip
+    head = inspect.getsource(add_fused_lm_head)
+    assert "model.forward = types.MethodType(_fused_forward, model)" in head
+    assert "fused_lm_head=False, labels=None, shift_labels=None" in head
+    assert "labels = shift_labels" in head and "mask = labels != -100" in head
+    loss = inspect.getsource(DPOTrainer._compute_loss)
+    assert loss.count("labels=labels, fused_lm_head=True)") == 3
+    assert "outputs.log_probs[:, -seq_len:]" in loss
+    precomputed = inspect.getsource(DPOTrainer.compute_ref_log_probs)
+    assert precomputed.count("labels=labels, fused_lm_head=True)") == 1
+    for name in ("_prepare_inputs", "compute_loss_context_manager"):
+        assert callable(getattr(DPOTrainer, name))
+
+
+def test_transformers_take_a_prepared_mask_as_they_did() -> None:
+    """transformers 5.23: a 4-D mask goes through as it is, a dict goes to Gemma's layers."""
+    import torch
+    from transformers import masking_utils
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.models.gemma3.modeling_gemma3 import Gemma3TextModel
+
+    mask = torch.zeros(2, 1, 3, 3)
+    inputs = torch.zeros(2, 3, 8)
+    config = tiny.text_config(layer_types=["sliding_attention", "full_attention"])
+    config._attn_implementation = "sdpa"
+    for make in ("create_causal_mask", "create_sliding_window_causal_mask"):
+        made = getattr(masking_utils, make)(
+            config=config, inputs_embeds=inputs, attention_mask=mask, past_key_values=None,
+            position_ids=None,
+        )  # fmt: skip
+        assert made is mask
+    near = masking_utils.sliding_window_overlay(4)
+    assert near(0, 0, 9, 6) and not near(0, 0, 9, 5)
+    gemma = inspect.getsource(Gemma3TextModel)
+    assert "isinstance(causal_mask_mapping := attention_mask, dict)" in gemma
+    assert "attn_mask=attention_mask" in inspect.getsource(sdpa_attention_forward)
