@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 ONE_MASK = ("llama",)
 ONE_WINDOWED = ("mistral", "ministral3")
 MASK_A_KIND = ("gemma3_text",)
-# These add a 4-D mask to the scores; flash attention takes none.
+# These take a mask of our own; flash attention takes none.
 ATTENTION = ("sdpa", "eager")
 # A batch goes this way when it has at most this share of the stock way's tokens.
 PAYS = 0.95
@@ -57,8 +57,13 @@ class Layout:
     """The token of the rejected row with which its branch begins, (B, 1)."""
     rejected: torch.Tensor
     """Length of each rejected row, (B, 1)."""
-    width: int
-    """W, the longest shared row."""
+    spans: list[tuple[int, int, int]]
+    """The three for each pair, on the host."""
+
+    @property
+    def width(self) -> int:
+        """W, the longest shared row."""
+        return max(chosen + rejected - fork for chosen, fork, rejected in self.spans)
 
 
 def layout(ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> Layout | None:
@@ -74,13 +79,15 @@ def layout(ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> Layou
     real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
     alike = (ids[:pairs] == ids[pairs:]) & (labels[:pairs] == labels[pairs:])
     shared = (alike & real[:pairs] & real[pairs:]).long().cumprod(1).sum(1)
-    fork = (shared - 1).clamp(min=0)
+    shared_before = (shared - 1).clamp(min=0)
     padded_right = (real == mask.bool()).all()
-    width = (lengths[:pairs] + lengths[pairs:] - fork).max()
-    right, longest = torch.stack([padded_right.long(), width]).tolist()
+    rows = torch.stack([lengths[:pairs], shared_before, lengths[pairs:]], 1)
+    right, *flat = torch.cat([padded_right.long()[None], rows.flatten()]).tolist()
     if not right:
         return None
-    return Layout(lengths[:pairs, None], fork[:, None], lengths[pairs:, None], longest)
+    spans = [(flat[n], flat[n + 1], flat[n + 2]) for n in range(0, 3 * pairs, 3)]
+    chosen, fork, rejected = rows.T[:, :, None]
+    return Layout(chosen, fork, rejected, spans)
 
 
 @dataclass(frozen=True)
@@ -92,8 +99,8 @@ class Shared:
     """As in the row a token is of."""
     labels: torch.Tensor
     """The token that follows, or -100; (B, W)."""
-    allowed: torch.Tensor
-    """Whether a token (second axis) may look at another (third); (B, W, W)."""
+    part: torch.Tensor
+    """0 in the chosen row, 1 on the branch, 2 in padding; (B, W)."""
 
 
 def shared_rows(ids: torch.Tensor, labels: torch.Tensor, at: Layout) -> Shared:
@@ -104,7 +111,7 @@ def shared_rows(ids: torch.Tensor, labels: torch.Tensor, at: Layout) -> Shared:
     column = torch.arange(at.width, device=ids.device)[None]
     on_trunk = column < at.chosen
     on_branch = ~on_trunk & (column < at.chosen + at.rejected - at.fork)
-    # Padding stands at 0; it looks at padding alone, and nothing else looks at it.
+    # Padding stands at 0; nothing looks at it.
     positions = torch.where(on_trunk, column, (column - at.chosen + at.fork) * on_branch)
     source = positions + length * ~on_trunk
 
@@ -113,13 +120,20 @@ def shared_rows(ids: torch.Tensor, labels: torch.Tensor, at: Layout) -> Shared:
 
     following = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
     part = on_branch.long() + 2 * ~(on_trunk | on_branch)
-    fork = torch.where(on_branch, at.fork, 0)  # how much of the trunk a token belongs behind
-    allowed = part[:, :, None] == part[:, None]
-    allowed |= (positions[:, None] < fork[:, :, None]) & on_trunk[:, None]
-    allowed &= positions[:, None] <= positions[:, :, None]
-    return Shared(
-        gathered(ids), positions, gathered(following).masked_fill(part == 2, -100), allowed
-    )
+    return Shared(gathered(ids), positions, gathered(following).masked_fill(part == 2, -100), part)
+
+
+def allowed(shared: Shared, at: Layout) -> torch.Tensor:
+    """Return whether a token (second axis) may look at another (third); (B, W, W).
+
+    Padding looks at padding, so that no token looks at nothing.
+    """
+    part, positions = shared.part, shared.positions
+    behind = (part == 1) * at.fork  # how much of the chosen row a token comes after
+    looks = part[:, :, None] == part[:, None]
+    looks |= (positions[:, None] < behind[:, :, None]) & (part == 0)[:, None]
+    looks &= positions[:, None] <= positions[:, :, None]
+    return looks
 
 
 def columns(at: Layout, pairs: int, length: int) -> torch.Tensor:
@@ -131,22 +145,27 @@ def columns(at: Layout, pairs: int, length: int) -> torch.Tensor:
     return torch.cat([column.expand(pairs, -1), branch]).clamp(max=at.width - 1)
 
 
-def attention_mask(config: Any, shared: Shared, dtype: torch.dtype) -> Any:
-    """Return the mask as the family takes it: to be added to the scores, (B, 1, W, W).
+def attention_mask(config: Any, shared: Shared, at: Layout, dtype: torch.dtype) -> Any:
+    """Return what stands in the mask's place, as the family takes it: (B, 1, W, W).
 
-    Not a boolean one: sdpa would make that into numbers anew in every layer, and keep each for
-    the backward pass. A sliding window counts positions, as it does in a row of its own.
+    For sdpa a SplitMask, else numbers to add to the scores. A sliding window counts positions, as
+    it does in a row of its own.
     """
     import torch
 
+    from trainer.split_attention import Span, SplitMask
+
+    spans = [Span(*span) for span in at.spans]
+    like = torch.empty(0, dtype=dtype, device=shared.ids.device)
+
     def mask(window: int | None) -> torch.Tensor:
-        allowed = shared.allowed
+        if config._attn_implementation == "sdpa":
+            return SplitMask(spans, at.width, window, like)
+        looks, positions = allowed(shared, at), shared.positions
         if window is not None:
-            at = shared.positions
-            allowed = allowed & (at[:, None] > at[:, :, None] - window)
+            looks &= positions[:, None] > positions[:, :, None] - window
         least = torch.finfo(dtype).min
-        scores = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-        return scores.masked_fill_(~allowed, least)[:, None]
+        return like.new_zeros(looks.shape).masked_fill_(~looks, least)[:, None]
 
     if config.model_type in ONE_MASK:
         return mask(None)
@@ -216,7 +235,7 @@ class PrefixSharing:
         rest = {name: value for name, value in kwargs.items() if name in HARMLESS}
         output = self.inner(
             input_ids=rows.ids,
-            attention_mask=attention_mask(config, rows, self.model.dtype),
+            attention_mask=attention_mask(config, rows, at, self.model.dtype),
             position_ids=rows.positions,
             labels=None,
             shift_labels=rows.labels,

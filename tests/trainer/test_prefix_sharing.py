@@ -152,7 +152,8 @@ def test_the_shared_rows_are_as_drawn() -> None:
     assert rows.labels.tolist() == [
         [-100, -100, 20, 21, -100, 30, -100], [-100, 40, -100, 50, 51, 52, -100]
     ]  # fmt: skip
-    seen = [[c for c, look in enumerate(row) if look] for row in rows.allowed[0].tolist()]
+    looks = prefix_sharing.allowed(rows, found)[0].tolist()
+    seen = [[c for c, look in enumerate(row) if look] for row in looks]
     assert seen == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 1, 5], [0, 1, 5, 6]]
     left = {**batch, "attention_mask": batch["attention_mask"].flip(1)}
     assert torch.any(left["attention_mask"] != batch["attention_mask"])

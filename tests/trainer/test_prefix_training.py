@@ -154,8 +154,8 @@ def test_where_a_model_does_not_take_it_training_is_stock_and_says_so(
         change(base.config)
     else:  # a model that does not heed the mask
 
-        def unheeded(config: Any, rows: Any, dtype: Any) -> Any:
-            mask = torch.zeros(rows.allowed.shape, dtype=dtype)[:, None]
+        def unheeded(config: Any, rows: Any, at: Any, dtype: Any) -> Any:
+            mask = torch.zeros(*rows.ids.shape, rows.ids.shape[1], dtype=dtype)[:, None]
             return dict.fromkeys(config.layer_types, mask)
 
         monkeypatch.setattr(prefix_sharing, "attention_mask", unheeded)
