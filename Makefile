@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Tests of one file share what is costly to make, so they stay on one worker.
 SPREAD := -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-long check fix demo-assets bench-start bench-app bench-evaluation bench-coverage clean
+.PHONY: help demo test test-long check fix demo-assets bench-start bench-app bench-evaluation bench-coverage bench-trainer clean
 
 help:
 	@echo "make demo    try it: a tiny model, the whole ring (no GPU, no network once set up)"
@@ -59,6 +59,9 @@ bench-evaluation: $(STAMP)
 # Thirty demos, each with 2,000 fresh replies: about two hours of a core.
 bench-coverage: $(STAMP)
 	@$(BIN)/python -m tests.benchmarks.bench_coverage $(ARGS)
+
+bench-trainer: $(STAMP)
+	@$(BIN)/python -m tests.benchmarks.bench_trainer $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

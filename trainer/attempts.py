@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from trainer import checkpoints, dpo, fitting, memory
 from trainer.contract import Request, TrainSettings
 from trainer.model import Device, attach_adapter, template_sha256
+from trainer.prefix_sharing import sharing
 from trainer.processes import is_first, world_size
 from trainer.scoring import out_of_memory
 
@@ -150,8 +151,9 @@ class Attempts:
             )  # fmt: skip
         # The plan is for the first attempt, and a dry step for one process: others would wait.
         plan = self.plan if attempt == 1 and world_size() == 1 else None
-        figures = fitting.check_plan(trainer, self.device, plan, self.emit)
-        metrics = dpo.train(trainer, found.path if found else None)
+        with sharing(trainer, settings.prefix_sharing, self.emit):
+            figures = fitting.check_plan(trainer, self.device, plan, self.emit)
+            metrics = dpo.train(trainer, found.path if found else None)
         if attempt > 1:
             metrics["attempts"] = attempt
         if is_first():

@@ -78,6 +78,9 @@ class TrainSettings:
     chained: goes on with the request's `adapter`, a frozen copy of it as reference."""
     activation_offloading: bool = False
     """Keep the layers' checkpoints in host memory between the passes (TRL's option; CUDA only)."""
+    prefix_sharing: bool = True
+    """Put what a pair's two replies begin with through the model once (trainer.prefix_sharing):
+    the same numbers, with less to compute the longer the prompt. False: twice, as stock TRL."""
     held_out_share: float = 0.2
     """Share of prompts kept from training when the rows carry no `split`."""
 
