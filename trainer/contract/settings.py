@@ -78,6 +78,11 @@ class TrainSettings:
     chained: goes on with the request's `adapter`, a frozen copy of it as reference."""
     activation_offloading: bool = False
     """Keep the layers' checkpoints in host memory between the passes (TRL's option; CUDA only)."""
+    completions_only: bool = True
+    """Put only the replies' tokens through the head where TRL would put all (without Triton)."""
+    host_embedding: bool = False
+    """Keep a tied embedding in host memory and stream the head in tiles; set by the plan where
+    the card is too small. On a CPU it saves nothing, and works."""
     held_out_share: float = 0.2
     """Share of prompts kept from training when the rows carry no `split`."""
 
