@@ -96,8 +96,7 @@ def run(peft: Any, batch: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any
     """Return TRL's outputs, and the LoRA's gradients of a loss that uses what has a gradient."""
     peft.zero_grad()
     found = peft(**batch, fused_lm_head=True, use_cache=False)
-    given = batch.get("shift_labels", batch["labels"][:, 1:])
-    weight = (given != -100).cumsum(1).float() * 0.1
+    weight = found.label_mask.cumsum(1).float() * 0.1
     (-(found.log_probs * weight).sum() + 0.3 * found.entropy.sum()).backward()
     grads = {n: p.grad.clone() for n, p in peft.named_parameters() if p.grad is not None}
     assert grads and all(g.any() for g in grads.values())
@@ -294,14 +293,17 @@ def test_nothing_counts_moves_or_saves_the_matrix_but_us(tmp_path: Path) -> None
     from trainer.streamed_head import is_streamed, to_host
 
     whole = tiny.save_family(tmp_path, "gemma3_text")
-    request = Request(action="train", model="tiny", train=TrainSettings(host_embedding=True))
+    request = Request(
+        action="train", model="tiny", quantization="none", train=TrainSettings(host_embedding=True)
+    )
     text: Any = model.load_base(request, tmp_path, model.choose_device())
     plain: Any = model.load_base(replace(request, train=TrainSettings()), tmp_path,
                                  model.choose_device())  # fmt: skip
     assert is_streamed(text) and not is_streamed(plain)
     assert not any("embed_tokens" in n or "lm_head" in n for n in text.state_dict())
     assert model.parameters(text) == model.parameters(plain)
-    assert measure.model_bytes(text) == measure.model_bytes(plain)  # on a CPU it is here
+    # On a CPU it is in the same memory; Gemma's scale, one number, went with it.
+    assert measure.model_bytes(plain) - measure.model_bytes(text) == 4
     matrix = model.host_matrix(text)
     to_host(text)
     assert model.host_matrix(text) is matrix
@@ -330,7 +332,8 @@ def test_a_round_trains_evaluates_and_writes_from_host_memory(tmp_path: Path, ge
     (plain, plain_rows, plain_texts), (ours, our_rows, our_texts) = found[False], found[True]
     assert ours["model"]["parameters"] == plain["model"]["parameters"]
     assert ours["train"]["loss"] == pytest.approx(plain["train"]["loss"], abs=1e-4)
-    assert ours["held_out"]["margin"] == pytest.approx(plain["held_out"]["margin"], abs=1e-3)
+    for name in ("rewards/margins", "rewards/accuracies"):
+        assert ours["held_out"][name] == pytest.approx(plain["held_out"][name], abs=1e-3)
     assert len(our_rows) == len(plain_rows) and len(our_texts) == 6
     assert [row["text"] for row in our_texts] == [row["text"] for row in plain_texts]
 
@@ -397,7 +400,7 @@ def test_trls_private_names_are_those_known_here() -> None:
 
     (code,) = [c for c in add_fused_lm_head.__code__.co_consts
                if getattr(c, "co_name", "") == "_fused_forward"]  # fmt: skip
-    used = {"get_output_embeddings", "weight", "bias", "device", "masked_scatter", "apply"}
+    used = {"get_output_embeddings", "weight", "bias", "device", "apply"}
     assert set(NAMES) | used <= set(code.co_names)
     ours, theirs = (
         list(inspect.signature(f.forward).parameters)
