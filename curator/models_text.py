@@ -9,7 +9,7 @@ from curator.terminal import table
 
 PARTS = {
     "weights": "the layers, quantised, and the norms",
-    "embedding": "the embedding (and head), not quantised",
+    "embedding": "the embedding (and head), not quantised, on the card",
     "adapter": "LoRA weights and their gradients",
     "optimiser": "Adam's two moments",
     "logits tile": "the head's working tile",
@@ -74,8 +74,7 @@ def plan_text(plan: dict[str, Any]) -> str:
     ]
     for each in plan["tiers"]:
         fits = "fits" if each["bytes"] <= size["free"] else "does not fit"
-        built = "" if each["built"] else "; not built yet, so never chosen"
-        lines.append(f"{each['tier']}: {gb(each['bytes'])}, {fits}{built}")
+        lines.append(f"{each['tier']}: {gb(each['bytes'])}, {fits}")
     if plan["fits"]:
         lines.append(f"Chosen: {plan['tier']}, because {plan['reason']}.")
     return "\n".join(lines)

@@ -15,6 +15,7 @@ from trainer.model import Device, attach_adapter, template_sha256
 from trainer.prefix_sharing import sharing
 from trainer.processes import is_first, world_size
 from trainer.scoring import out_of_memory
+from trainer.streamed_head import is_tied
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,11 +35,13 @@ class Trained:
     """What the plan said, and on a GPU what a dry step took; in bytes."""
 
 
-def with_less_memory(settings: TrainSettings, device: Device) -> tuple[TrainSettings, str] | None:
+def with_less_memory(
+    settings: TrainSettings, device: Device, tied: bool = False
+) -> tuple[TrainSettings, str] | None:
     """Return settings that need less memory, and what changed in words; None when there are none.
 
-    First what changes no result: one pair at a time, activations recomputed, and on a GPU what is
-    kept of them in host memory. Then a length two
+    First what changes no result: one pair at a time, activations recomputed; then on a GPU a tied
+    embedding in host memory, and what is kept of the activations there too. Then a length two
     thirds as long, at which longer replies lose their end.
     """
     recomputes = settings.gradient_checkpointing
@@ -52,6 +55,8 @@ def with_less_memory(settings: TrainSettings, device: Device) -> tuple[TrainSett
             gradient_checkpointing=True,
         )
         return less, "one pair at a time, activations recomputed"
+    if device.kind == "cuda" and tied and not settings.host_embedding:
+        return replace(settings, host_embedding=True), "embedding in host memory"
     if device.kind == "cuda" and not settings.activation_offloading:
         return replace(settings, activation_offloading=True), "checkpoints in host memory"
     length = max(SHORTEST, settings.max_length * 2 // 3 // 64 * 64)
@@ -94,7 +99,7 @@ class Attempts:
             found = checkpoints.latest(self.folder, self.mark, self._warn)
             while found is not None and attempt < min(found.attempt, MOST):
                 # It was made after a lack of memory: begin where that led to.
-                settings, attempt = self._smaller(settings), attempt + 1
+                settings, attempt = self._smaller(settings, base), attempt + 1
             try:
                 return self._once(base, settings, attempt, found)
             except dpo.NoNumber:
@@ -102,7 +107,7 @@ class Attempts:
                     checkpoints.remove(self.folder)  # to go on from these leads there again
                 raise
             except Exception as error:
-                less = with_less_memory(settings, self.device)
+                less = with_less_memory(settings, self.device, is_tied(base))
                 if not out_of_memory(error) or attempt == MOST or less is None:
                     raise
                 if world_size() > 1:  # the others wait for this one in the middle of a step
@@ -117,8 +122,8 @@ class Attempts:
                 attempt=attempt, change=less[1],
             )  # fmt: skip
 
-    def _smaller(self, settings: TrainSettings) -> TrainSettings:
-        less = with_less_memory(settings, self.device)
+    def _smaller(self, settings: TrainSettings, base: Any) -> TrainSettings:
+        less = with_less_memory(settings, self.device, is_tied(base))
         return less[0] if less else settings
 
     def _warn(self, message: str) -> None:

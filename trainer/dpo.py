@@ -123,15 +123,10 @@ def _draw_split(rows: list[dict[str, Any]], share: float, seed: int) -> list[str
 
 
 def make_trainer(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    preferences: Preferences,
-    request: Request,
-    device: Device,
-    output: Path,
-    emit: Emit,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, preferences: Preferences,
+    request: Request, device: Device, output: Path, emit: Emit,
     publish: Callable[[Path, int], None] | None = None,
-) -> Any:
+) -> Any:  # fmt: skip
     """Return a TRL DPOTrainer for a round.
 
     On a base model: a fresh LoRA, the base as reference. On a model with an adapter: TRL goes on
@@ -143,6 +138,8 @@ def make_trainer(
     from peft import LoraConfig, PeftModel
     from transformers import PrinterCallback
     from trl import DPOTrainer
+
+    from trainer import fused_head, streamed_head
 
     settings = request.train
     system_role = has_system_role(tokenizer)
@@ -168,6 +165,8 @@ def make_trainer(
         target_modules=LORA_TARGETS,
         task_type="CAUSAL_LM",
     )
+    if settings.host_embedding:  # done when it was loaded, but after a lack of memory
+        streamed_head.to_host(model)
     trainer = DPOTrainer(
         model=model,
         args=_arguments(settings, request.seed, device, output, publish is not None, stops),
@@ -177,6 +176,7 @@ def make_trainer(
         peft_config=None if isinstance(model, PeftModel) else fresh,
         callbacks=[progress(emit), *([publishing(publish)] if publish else [])],
     )
+    fused_head.install(trainer.model, settings.completions_only)
     if stops:
         trainer.add_callback(stopping(settings.early_stopping_patience, emit))
     trainer.remove_callback(PrinterCallback)  # stdout carries events, nothing else

@@ -71,9 +71,7 @@ def _planned(work: Work, name: str, machine: memory.Machine) -> dict[str, Any]:
         "fits": found.fits,
         "tier": found.tier,
         "reason": found.reason,
-        "tiers": [
-            {"tier": tier, "bytes": size, "built": built} for tier, size, built in found.tiers
-        ],
+        "tiers": [{"tier": tier, "bytes": size} for tier, size in found.tiers],
         "refusal": None if found.fits else memory.refusal(
             name, found, alternatives(name, request, machine)
         ),

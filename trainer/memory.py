@@ -21,6 +21,8 @@ CUDA_CONTEXT = 300_000_000
 RESERVE_SHARE, RESERVE = 16, 256_000_000
 # TRL 1.16's fused head works in tiles of at most 4,096 tokens by 32,768 words of the vocabulary.
 TILE_TOKENS, TILE_WORDS = 4096, 32_768
+# Words of a tile of the streamed head, and of ours where TRL's does not run in Triton.
+STREAMED_WORDS = 8192
 # Bytes an element of a tile takes: in Triton the bf16 tile alone; without it eight fp32 copies
 # stand beside it in the backward pass (trl/kernels/chunked_logprob.py, _backward_tile).
 TILE_TRITON, TILE_EAGER = 2, 2 + 8 * 4
@@ -142,8 +144,8 @@ class Plan:
     length: int
     settings: TrainSettings = field(default_factory=TrainSettings)
     """As asked, changed where the tier needs it: what training runs with."""
-    tiers: tuple[tuple[str, int, bool], ...] = ()
-    """Every tier tried: its name, its total, whether training can run it."""
+    tiers: tuple[tuple[str, int], ...] = ()
+    """Every tier tried: its name and its total."""
 
     @property
     def total(self) -> int:
@@ -152,7 +154,7 @@ class Plan:
 
     @property
     def static(self) -> int:
-        """Bytes of the base model alone."""
+        """Bytes of the base model alone; without a matrix that is in the host's memory."""
         return self.parts["weights"] + self.parts["embedding"]
 
     @property
@@ -179,9 +181,10 @@ def weights_bytes(shape: Shape, quantization: str, width: int) -> int:
 def parts_of(
     shape: Shape, settings: TrainSettings, quantization: str, machine: Machine
 ) -> dict[str, int]:
-    """Return what a step takes, in bytes, on the resident tier (or with checkpoints offloaded).
+    """Return what a step with these settings takes, in bytes.
 
-    A batch holds both replies: two rows a pair. Formulas: research on TRL 1.16's fused head,
+    A batch holds both replies: two rows a pair; every position may be a reply's. On a CPU the
+    matrix of `host_embedding` is in the same memory. Formulas: research on TRL 1.16's fused head,
     gradient checkpointing and bitsandbytes' workspace, each at its constant above.
     """
     width, on_gpu = machine.width, machine.device == "cuda"
@@ -190,16 +193,20 @@ def parts_of(
     lora = shape.lora(settings.lora_rank)
     eight_bit = settings.optimizer == "adamw_8bit" or (settings.optimizer == "auto" and on_gpu)
     checkpointing = _checkpointing(settings, machine)
-    words = min(shape.vocabulary, TILE_WORDS)
+    streamed = settings.host_embedding
+    narrow = streamed or (settings.completions_only and not machine.triton)
+    words = min(shape.vocabulary, STREAMED_WORDS if narrow else TILE_WORDS)
     tile = min(rows, TILE_TOKENS) * words * (TILE_TRITON if machine.triton else TILE_EAGER)
     if not on_gpu:
         tile += words * hidden * 4  # the head's part in fp32
+    elif streamed:
+        tile += 2 * words * hidden * width  # one part of the head at work, one on its way
     layer = RECOMPUTE * rows * hidden * width // 2
     boundaries = shape.layers * rows * hidden * width
     largest = max(i * o for i, o in shape.matrices)
     parts = {
         "weights": weights_bytes(shape, quantization, width),
-        "embedding": shape.embedding * width,
+        "embedding": 0 if streamed and on_gpu else shape.embedding * width,
         "adapter": 2 * lora * width,  # its weights, and their gradients
         "optimiser": lora * 2 if eight_bit else 2 * lora * width,
         "logits tile": tile,
@@ -220,30 +227,38 @@ def _checkpointing(settings: TrainSettings, machine: Machine) -> bool:
 def plan(shape: Shape, settings: TrainSettings, quantization: str, machine: Machine) -> Plan:
     """Return the first tier that fits, or the last one tried, with `fits` false.
 
-    The order: resident; the layers computed again on the way back (where they are not anyway); the
-    tied embedding in host memory, which is counted and never chosen
-    (see `_host_embedding`); the layers' checkpoints in host memory (CUDA only); a shorter length.
+    The order: resident; the layers computed again on the way back (where they are not anyway); a
+    tied embedding in host memory and the head streamed (CUDA only); the layers' checkpoints in
+    host memory (CUDA only); a shorter length. Each keeps what the one before it changed. Raises
+    ContractError when `host_embedding` is asked for and the head is a matrix of its own.
     """
-    tried: list[tuple[str, int, bool]] = []
+    if settings.host_embedding and not shape.tied:
+        raise ContractError(
+            "train.host_embedding needs a model whose head is its embedding, and this one's is a "
+            "matrix of its own. Leave the setting out."
+        )
+    tried: list[tuple[str, int]] = []
 
     def attempt(tier: str, changed: TrainSettings, reason: str) -> Plan:
         parts = parts_of(shape, changed, quantization, machine)
         total = sum(parts.values())
-        tried.append((tier, total, True))
-        return Plan(
-            parts, machine.free, total <= machine.free, tier, reason, changed.max_length, changed
-        )
+        tried.append((tier, total))
+        fits = max(total, loading_bytes(shape, quantization, machine)) <= machine.free
+        return Plan(parts, machine.free, fits, tier, reason, changed.max_length, changed)
 
-    found = attempt(RESIDENT, settings, "everything fits as it is")
+    first = HOST_EMBEDDING if settings.host_embedding and machine.device == "cuda" else RESIDENT
+    found = attempt(first, settings, "everything fits as it is")
     if not found.fits and not _checkpointing(settings, machine):
         settings = replace(settings, gradient_checkpointing=True)
         found = attempt(RECOMPUTED, settings, "what the layers keep for the way back does not fit")
-    if not found.fits and shape.tied:
-        tried.append((HOST_EMBEDDING, _host_embedding(found.parts, shape, machine), False))
+    if not found.fits and shape.tied and machine.device == "cuda" and first == RESIDENT:
+        settings = replace(settings, host_embedding=True)
+        found = attempt(HOST_EMBEDDING, settings, "the embedding must leave the card")
     changed = settings
     if not found.fits and machine.device == "cuda":
         changed = replace(settings, activation_offloading=True, gradient_checkpointing=True)
-        found = attempt(OFFLOAD, changed, "the layers' checkpoints must leave the card")
+        left = "the layers' checkpoints must leave the card"
+        found = attempt(OFFLOAD, changed, f"{left} too" if settings.host_embedding else left)
     for length in LENGTHS:
         if found.fits:
             break
@@ -257,16 +272,15 @@ def plan(shape: Shape, settings: TrainSettings, quantization: str, machine: Mach
     return replace(found, tiers=tuple(tried))
 
 
-def _host_embedding(parts: dict[str, int], shape: Shape, machine: Machine) -> int:
-    """Return the total with the tied matrix in host memory and the head streamed in tiles.
+def loading_bytes(shape: Shape, quantization: str, machine: Machine) -> int:
+    """Return what loading takes, in bytes: the whole model, and a matrix being quantised.
 
-    Training cannot do this yet, so a plan counts it and never chooses it. Whoever builds it
-    makes it a tier of `plan`, between resident and the offloaded checkpoints.
+    An embedding for the host's memory is on the card until the model is whole.
     """
-    tiles = 2 * 8192 * shape.hidden * machine.width  # one at work, one on its way
-    rest = {n: v for n, v in parts.items() if n not in ("embedding", "reserve")}
-    total = sum(rest.values()) + tiles
-    return total + total // RESERVE_SHARE + RESERVE
+    largest = max(i * o for i, o in shape.matrices)
+    unpacked = 2 * largest * machine.width if quantization == "nf4" else 0
+    weights = weights_bytes(shape, quantization, machine.width)
+    return weights + shape.embedding * machine.width + unpacked
 
 
 def refusal(name: str, found: Plan, alternatives: list[str]) -> str:

@@ -74,7 +74,9 @@ def choose_device() -> Device:
 def load_base(request: Request, folder: Path, device: Device) -> PreTrainedModel:
     """Load the language model of `folder`, quantised as the request says, on one device.
 
-    Raises Refused when a weight is missing, or one is left over outside the vision part.
+    With `train.host_embedding` its tied matrix is left in host memory. Raises Refused when a
+    weight is missing, or one is left over outside the vision part; ContractError when that
+    matrix is not tied.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -104,14 +106,25 @@ def load_base(request: Request, folder: Path, device: Device) -> PreTrainedModel
         request.model, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"]
     )
     model.config.use_cache = True
+    if request.train.host_embedding:
+        from trainer.streamed_head import to_host
+
+        to_host(model)
     return model  # type: ignore[no-any-return]
 
 
 def parameters(model: PreTrainedModel) -> int:
     """Return the number of parameters, a 4-bit one counted as one."""
-    return sum(
+    held = host_matrix(model)
+    return (0 if held is None else held.numel()) + sum(
         p.numel() * (2 if p.__class__.__name__ == "Params4bit" else 1) for p in model.parameters()
     )
+
+
+def host_matrix(model: Any) -> torch.Tensor | None:
+    """Return the tied matrix that trainer.streamed_head keeps off a model; None where it is on."""
+    weight = getattr(model.get_output_embeddings(), "weight", None)
+    return getattr(weight, "matrix", None)
 
 
 def default_batch_size(model: PreTrainedModel) -> int:

@@ -176,6 +176,8 @@ def make(config: dict[str, Any], request: Request, device: Device, seed: int) ->
     from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
+    from trainer.streamed_head import to_host
+
     values = {name: value for name, value in config.items() if name != "model_type"}
     made = AutoConfig.for_model(config["model_type"], **values)
     where = torch.device("cuda", 0) if device.kind == "cuda" else torch.device("cpu")
@@ -197,6 +199,8 @@ def make(config: dict[str, Any], request: Request, device: Device, seed: int) ->
     model.tie_weights()
     model.hf_device_map = {"": 0 if device.kind == "cuda" else "cpu"}
     model.requires_grad_(False)
+    if request.train.host_embedding:
+        to_host(model)
     return model.to(where).eval() if request.quantization == "none" else model.eval()
 
 

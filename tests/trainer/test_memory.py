@@ -69,17 +69,43 @@ def test_the_footprint_is_the_one_planned(tmp_path: Path, family: str, quantizat
     assert found.static == pytest.approx(measure.model_bytes(loaded), rel=0.03)
 
 
-def test_a_tier_is_chosen_in_order_and_one_not_built_never() -> None:
+def test_a_tier_is_chosen_in_order() -> None:
     assert planned("gemma-3-1b-it").tier == RESIDENT
-    four = planned("gemma-3-4b-it")
-    assert four.fits and four.tier == OFFLOAD and four.settings.activation_offloading
-    tiers = {tier: (size, built) for tier, size, built in four.tiers}
-    assert tiers[RESIDENT][0] > four.free
-    size, built = tiers[HOST_EMBEDDING]
-    assert size < four.free and not built  # it would do, and is passed over
-    shorter = planned("gemma-3-4b-it", max_length=1024)
-    assert shorter.fits and shorter.length == shorter.settings.max_length == 512
-    assert shorter.tier == "shorter length 512"
+    for length in (512, 1024):
+        four = planned("gemma-3-4b-it", max_length=length)
+        assert four.fits and four.tier == HOST_EMBEDDING and four.length == length
+        assert four.settings.host_embedding and not four.settings.activation_offloading
+        assert dict(four.tiers)[RESIDENT] > four.free > four.total
+        assert four.parts["embedding"] == 0 and four.parts["logits tile"] < 120e6
+    narrow = replace(CARD, free=3_400_000_000)
+    longer = planned("gemma-3-4b-it", max_length=2048, machine=narrow)
+    assert longer.fits and longer.tier == OFFLOAD
+    assert longer.settings.host_embedding and longer.settings.activation_offloading
+    shorter = planned("gemma-3-4b-it", max_length=4096)
+    assert shorter.fits and shorter.length == shorter.settings.max_length == 2048
+    assert shorter.tier == "shorter length 2048"
+
+
+def test_what_is_loaded_whole_must_fit_before_it_leaves_the_card() -> None:
+    machine = replace(CARD, free=3_050_000_000)
+    found = planned("gemma-3-4b-it", max_length=256, machine=machine)
+    assert not found.fits and found.total < machine.free
+
+
+def test_a_matrix_of_its_own_is_not_streamed() -> None:
+    known = preset("gemma-3-4b-it")
+    assert known is not None
+    untied = shape_of({**known.config, "tie_word_embeddings": False}, "x")
+    found = memory.plan(untied, TrainSettings(), "nf4", CARD)
+    assert HOST_EMBEDDING not in dict(found.tiers) and not found.settings.host_embedding
+    with pytest.raises(contract.ContractError, match="whose head is its embedding"):
+        memory.plan(untied, TrainSettings(host_embedding=True), "nf4", CARD)
+
+
+def test_on_a_cpu_the_embedding_is_in_the_same_memory() -> None:
+    cpu = Machine(64 * GIB, "cpu", False, 4)
+    plain, host = (planned("gemma-3-4b-it", cpu, host_embedding=h) for h in (False, True))
+    assert host.tier == plain.tier == RESIDENT and host.static == plain.static
 
 
 def test_more_length_never_takes_less() -> None:
@@ -96,10 +122,14 @@ def test_on_a_cpu_layers_are_computed_again_before_length_is_cut() -> None:
 
 def test_without_triton_the_heads_tile_is_larger() -> None:
     with_it, without = (
-        planned("gemma-3-4b-it", machine=Machine(8 * GIB, triton=triton)).parts["logits tile"]
+        planned(
+            "gemma-3-4b-it", machine=Machine(8 * GIB, triton=triton), completions_only=False
+        ).parts["logits tile"]
         for triton in (True, False)
     )
     assert without > 10 * with_it
+    ours = planned("gemma-3-4b-it", machine=Machine(8 * GIB, triton=False)).parts["logits tile"]
+    assert 4 * ours == without  # in narrower tiles
 
 
 def test_what_cannot_be_planned_is_said() -> None:

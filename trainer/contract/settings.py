@@ -81,6 +81,11 @@ class TrainSettings:
     prefix_sharing: bool = True
     """Put what a pair's two replies begin with through the model once (trainer.prefix_sharing):
     the same numbers, with less to compute the longer the prompt. False: twice, as stock TRL."""
+    completions_only: bool = True
+    """Put only the replies' tokens through the head where TRL would put all (without Triton)."""
+    host_embedding: bool = False
+    """Keep a tied embedding in host memory and stream the head in tiles; set by the plan where
+    the card is too small. On a CPU it saves nothing, and works."""
     held_out_share: float = 0.2
     """Share of prompts kept from training when the rows carry no `split`."""
 
