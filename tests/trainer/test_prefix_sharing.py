@@ -296,3 +296,17 @@ def test_transformers_take_a_prepared_mask_as_they_did() -> None:
     gemma = inspect.getsource(Gemma3TextModel)
     assert "isinstance(causal_mask_mapping := attention_mask, dict)" in gemma
     assert "attn_mask=attention_mask" in inspect.getsource(sdpa_attention_forward)
+
+
+def test_a_split_mask_answers_nothing_but_attention() -> None:
+    """Were a mask looked into some day, training would be stock, not wrong."""
+    import torch
+
+    from trainer.split_attention import Span, SplitMask
+
+    mask = SplitMask([Span(5, 3, 5)], 7, None, torch.empty(0, dtype=torch.bfloat16))
+    assert tuple(mask.shape) == (1, 1, 7, 7)
+    assert mask.ndim == 4 and mask.dtype == torch.bfloat16
+    for touch in (lambda: mask + 1, lambda: mask[..., :3], lambda: mask.sum()):
+        with pytest.raises(TypeError, match="mask of shared rows"):
+            touch()
