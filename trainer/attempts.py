@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import checkpoints, dpo, fitting, memory
+from trainer import checkpoints, dpo, fitting, memory, reference
 from trainer.contract import Request, TrainSettings
 from trainer.model import Device, attach_adapter, template_sha256
 from trainer.processes import is_first, world_size
@@ -77,6 +77,7 @@ class Attempts:
         self.folder, self.request, self.tokenizer = folder, request, tokenizer
         self.preferences, self.device, self.emit = preferences, device, emit
         self.plan = plan
+        self.base_sha256, self.parent_sha256 = base_sha256, parent_sha256
         self.mark = checkpoints.fingerprint(
             request,
             base_sha256,
@@ -151,12 +152,18 @@ class Attempts:
         # The plan is for the first attempt, and a dry step for one process: others would wait.
         plan = self.plan if attempt == 1 and world_size() == 1 else None
         figures = fitting.check_plan(trainer, self.device, plan, self.emit)
+        if settings.reference_once:
+            request = replace(self.request, train=settings)
+            store = reference.store_for(
+                self.folder, request, self.base_sha256, self.parent_sha256, self.device, self._warn
+            )
+            reference.precompute(trainer, store, self.emit)
         metrics = dpo.train(trainer, found.path if found else None)
         if attempt > 1:
             metrics["attempts"] = attempt
         if is_first():
             shutil.rmtree(work, ignore_errors=True)  # transformers'; nothing is kept there
-        if parent is not None:
+        if "ref" in trainer.model.peft_config:
             trainer.model.delete_adapter("ref")  # TRL's frozen copy: of no more use
         return Trained(trainer.model, metrics, fit, figures)
 

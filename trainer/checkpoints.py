@@ -39,7 +39,7 @@ NEEDED = re.compile(
 # These change how a step is computed or when one is saved, not what is learned.
 MEMORY_SETTINGS = (
     "batch_size", "gradient_accumulation", "gradient_checkpointing", "activation_offloading",
-    "save_steps",
+    "save_steps", "reference_once",
 )  # fmt: skip
 LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes")
 
