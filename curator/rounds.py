@@ -28,7 +28,7 @@ from curator.preferences import HUMANS, preferences
 from curator.probes import read_probes
 from curator.safe_text import one_line
 from curator.store import BASE
-from curator.workspace import Workspace
+from curator.workspace import REFERENCE_CACHE, Workspace
 from trainer.contract import (
     DRIFT,
     MEASURE,
@@ -273,10 +273,11 @@ def _write_folder(workspace: Workspace, run: Run, inputs: Inputs) -> Path:
     for name, rows in inputs.files.items():
         if rows:
             write_rows(folder / name, rows)
-    output = "adapter"
+    output, reference_cache = "adapter", None
     if inputs.request.action in ("train", "round"):
         adapter = _free(workspace.path / "adapters" / f"adapter-{run.id:04d}")
         output = f"../../adapters/{adapter.name}"
+        reference_cache = f"../../{REFERENCE_CACHE}"
     write_request(
         folder,
         replace(
@@ -284,6 +285,7 @@ def _write_folder(workspace: Workspace, run: Run, inputs: Inputs) -> Path:
             run=folder.name,
             measure=MEASURE if inputs.files.get(MEASURE) else None,
             output_adapter=output,
+            reference_cache=reference_cache,
         ),
     )
     return folder

@@ -8,6 +8,7 @@ from typing import Any
 
 PHASES = {
     "load": "loading the model",
+    "reference": "asking the reference",
     "train": "training",
     "evaluate": "evaluating",
     "generate": "writing replies",

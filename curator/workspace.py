@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 DATABASE = "curator.db"
 FOLDERS = ("runs", "adapters", "exports")
+# Made by the trainer; can be deleted at any time, at the cost of computing it again.
+REFERENCE_CACHE = "cache/reference"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import checkpoints, dpo, fitting, memory
+from trainer import checkpoints, dpo, fitting, memory, reference
 from trainer.contract import Request, TrainSettings
 from trainer.model import Device, attach_adapter, template_sha256
 from trainer.prefix_sharing import sharing
@@ -83,6 +83,7 @@ class Attempts:
         self.folder, self.request, self.tokenizer = folder, request, tokenizer
         self.preferences, self.device, self.emit = preferences, device, emit
         self.plan = plan
+        self.base_sha256, self.parent_sha256 = base_sha256, parent_sha256
         self.mark = checkpoints.fingerprint(
             request,
             base_sha256,
@@ -158,14 +159,23 @@ class Attempts:
         plan = self.plan if attempt == 1 and world_size() == 1 else None
         with sharing(trainer, settings.prefix_sharing, self.emit):
             figures = fitting.check_plan(trainer, self.device, plan, self.emit)
+            if settings.reference_once:
+                self._reference_once(trainer, settings)
             metrics = dpo.train(trainer, found.path if found else None)
         if attempt > 1:
             metrics["attempts"] = attempt
         if is_first():
             shutil.rmtree(work, ignore_errors=True)  # transformers'; nothing is kept there
-        if parent is not None:
+        if "ref" in trainer.model.peft_config:
             trainer.model.delete_adapter("ref")  # TRL's frozen copy: of no more use
         return Trained(trainer.model, metrics, fit, figures)
+
+    def _reference_once(self, trainer: Any, settings: TrainSettings) -> None:
+        store = reference.store_for(
+            self.folder, replace(self.request, train=settings), self.base_sha256,
+            self.parent_sha256, self.device, self._warn,
+        )  # fmt: skip
+        reference.precompute(trainer, store, self.emit)
 
 
 def take_off(base: Any) -> None:

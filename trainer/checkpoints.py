@@ -39,7 +39,7 @@ NEEDED = re.compile(
 # These change how a step is computed or when one is saved, not what is learned.
 MEMORY_SETTINGS = (
     "batch_size", "gradient_accumulation", "gradient_checkpointing", "activation_offloading",
-    "completions_only", "host_embedding", "prefix_sharing", "save_steps",
+    "completions_only", "host_embedding", "prefix_sharing", "reference_once", "save_steps",
 )  # fmt: skip
 LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes")
 

@@ -1,4 +1,8 @@
-"""Writing candidates: batched, left-padded, sorted by length, seeded."""
+"""Writing candidates: batched, left-padded, sorted by length, seeded.
+
+A prompt that has several replies in a batch is put through the model once: its keys and values are
+repeated for each of them. The draws stay what they were, since they depend on a batch alone.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +27,10 @@ from trainer.model import (
     has_system_role,
     template_sha256,
 )
+from trainer.scoring import prompt_cache_is_exact
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerBase
 
 
@@ -121,10 +127,12 @@ def sample(
     settings: GenerateSettings,
     seed: int,
     first: int = 0,
+    say: Callable[[str], None] = lambda message: None,
 ) -> Iterator[list[Reply]]:
     """Yield the replies to all jobs, a batch at a time, those to the longest prompts first.
 
-    Batches are numbered from `first`; each is drawn from a seed of its own.
+    Batches are numbered from `first`; each is drawn from a seed of its own. `say` is told when
+    prompts are not shared though they could be.
     """
     import torch
 
@@ -135,11 +143,17 @@ def sample(
     sampling = sampling_of(settings)
     model.eval()
     batches = _batches(encoded, size, settings.max_new_tokens)
+    shares = None if settings.share_prefix else False
     for number, batch in enumerate(batches, first):
         batch_seed = seed * 1_000_003 + number
-        torch.manual_seed(batch_seed)
+        prompts = [ids for ids, _ in batch]
         with torch.inference_mode():
-            drawn = _reply(model, tokenizer, [ids for ids, _ in batch], sampling)
+            if shares is None and _repeat(prompts):
+                shares = prompt_cache_is_exact(model, [encoded[0][0], encoded[-1][0]])
+                if not shares:
+                    say("this model's cache cannot be shared: a prompt is computed for each reply.")
+            torch.manual_seed(batch_seed)
+            drawn = _reply(model, tokenizer, prompts, sampling, bool(shares))
         yield [
             Reply(job, prompt, *reply, batch_seed)
             for (prompt, job), reply in zip(batch, drawn, strict=True)
@@ -156,6 +170,7 @@ def write_replies(
     origin: dict[str, Any],
     progress: Callable[[int, int], None],
     side: int = 0,
+    say: Callable[[str], None] = lambda message: None,
 ) -> int:
     """Write a reply for every job to `path`, a row a line, as batches finish; return how many.
 
@@ -170,7 +185,7 @@ def write_replies(
     done = 0
     with path.open("a" if side else "w", encoding="utf-8", newline="\n") as file:
         # A side has at most a batch a job: the second's numbers begin after any of the first's.
-        for replies in sample(model, tokenizer, jobs, settings, seed, side * len(jobs)):
+        for replies in sample(model, tokenizer, jobs, settings, seed, side * len(jobs), say):
             for reply in replies:
                 row = {
                     "prompt_id": reply.job.prompt_id,
@@ -213,13 +228,46 @@ def _batches(
         yield batch
 
 
+def _repeat(prompts: list[list[int]]) -> bool:
+    """Tell whether a prompt is there twice, with something to compute but its last token."""
+    return len(set(map(tuple, prompts))) < len(prompts) and min(map(len, prompts)) > 1
+
+
+def _computed_once(
+    model: Any, prompts: list[list[int]], ids: torch.Tensor, mask: torch.Tensor
+) -> dict[str, Any]:
+    """Return generate's argument that gives it every prompt but its last token as computed.
+
+    `ids` and `mask` are the prompts padded on the left, (prompts, width).
+    """
+    import torch
+    from transformers import DynamicCache
+
+    places: dict[tuple[int, ...], int] = {}
+    owners = [places.setdefault(tuple(prompt), len(places)) for prompt in prompts]
+    firsts = [owners.index(n) for n in range(len(places))]
+    heads, head_mask = ids[firsts, :-1], mask[firsts, :-1]
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    model(
+        input_ids=heads, attention_mask=head_mask,
+        position_ids=(head_mask.cumsum(1) - 1).clamp(min=0), past_key_values=cache,
+        use_cache=True, logits_to_keep=1,
+    )  # fmt: skip
+    cache.batch_select_indices(torch.tensor(owners, device=ids.device))
+    return {"past_key_values": cache}
+
+
 def _reply(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[list[int]],
     sampling: dict[str, Any],
+    shares: bool = False,
 ) -> list[tuple[list[int], str, int, str]]:
-    """Return (token ids with the end, text, tokens, why it ended) for each prompt of a batch."""
+    """Return (token ids with the end, text, tokens, why it ended) for each prompt of a batch.
+
+    With `shares`, prompts that are there several times are computed once.
+    """
     import torch
 
     width = max(len(ids) for ids in prompts)
@@ -228,12 +276,9 @@ def _reply(
     mask = torch.tensor(
         [[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device
     )
+    begun = _computed_once(model, prompts, ids, mask) if shares and _repeat(prompts) else {}
     output = model.generate(
-        input_ids=ids.to(model.device),
-        attention_mask=mask.to(model.device),
-        do_sample=True,
-        pad_token_id=pad,
-        **sampling,
+        input_ids=ids, attention_mask=mask, do_sample=True, pad_token_id=pad, **sampling, **begun
     )
     ends = model.generation_config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends]) | {tokenizer.eos_token_id}

@@ -330,6 +330,17 @@ def cache_is_exact(model: Any, groups: list[Group]) -> bool:
     return sum(differences) / len(differences) <= bound  # false for NaN too
 
 
+def prompt_cache_is_exact(model: Any, prompts: list[list[int]]) -> bool:
+    """Tell whether prompts computed once can be gone on from, each in two ways, on this model.
+
+    Wanted are prompts of unlike length, as for `cache_is_exact`.
+    """
+    # What follows is of no matter; the prompt's own beginning, and the same from a token later.
+    return cache_is_exact(model, [
+        tuple(Completion(ids + ids[n : n + 8], len(ids)) for n in (0, 1)) for ids in prompts
+    ])  # fmt: skip
+
+
 def kl_to_base(
     policies: Policies,
     name: str,

@@ -311,5 +311,5 @@ class Work:
             lambda done, total: self.emit(
                 "progress", phase=phase, done=before + done, total=sides * total
             ),
-            number,
+            number, lambda message: self.emit("warning", message=message),
         )  # fmt: skip

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks import bench_reuse
 from tests.benchmarks.harness import Figure, main, paired
 from trainer.__main__ import QUIET
 
@@ -166,7 +167,9 @@ def four_billion(layers: int | None = None, runs: int = 2) -> list[Figure]:
 
 
 # Each measures some figures; a further one is a line here.
-PARTS: tuple[Callable[[], list[Figure]], ...] = (against_stock, four_billion)
+PARTS: tuple[Callable[[], list[Figure]], ...] = (
+    against_stock, four_billion, bench_reuse.figures,
+)  # fmt: skip
 
 
 def measure() -> list[Figure]:
@@ -180,4 +183,4 @@ def measure() -> list[Figure]:
 
 
 if __name__ == "__main__":
-    main(measure, "Training against stock TRL: prefix sharing.")
+    main(measure, "Training and writing against stock TRL and transformers.")

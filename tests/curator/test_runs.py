@@ -91,6 +91,7 @@ def test_a_round_puts_the_new_adapter_to_use(prompted: Workspace, fake_trainer: 
         judge_all(prompted)
     request = json.loads((prompted.runs / run.folder / "request.json").read_text())
     assert request["output_adapter"] == "../../adapters/adapter-0003"
+    assert request["reference_cache"] == "../../cache/reference"
     assert request["adapter"] is None and request["generate"]["strategy"] == "sample"
     rows = [row for _, row in read_rows(prompted.runs / run.folder / "pairs.jsonl")]
     assert len(rows) == 20 and {row["split"] for row in rows} == {"train", "held_out"}

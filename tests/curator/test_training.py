@@ -144,3 +144,16 @@ def test_the_curves_of_a_run_that_goes_on_have_each_step_once() -> None:
     watch.take({"event": "resumed", "step": 5, "message": said})
     step(6)
     assert watch.loss == [1, 2, 3, 4, 5, 6] and watch.warnings == [said]
+
+
+def test_the_reference_pass_counts_pairs_and_then_makes_way_for_the_steps() -> None:
+    watch = RunWatch("train")
+    watch.take({"event": "phase", "phase": "reference"})
+    watch.take({"event": "progress", "phase": "reference", "done": 368, "total": 400, "time": 1.0})
+    assert watch.line() == "asking the reference · 368 of 400"
+    watch.take({"event": "phase", "phase": "train"})
+    watch.take({
+        "event": "step", "step": 1, "steps": 3, "loss": 0.69, "rewards/margins": 0.0,
+        "rewards/accuracies": 0.5, "time": 2.0,
+    })  # fmt: skip
+    assert watch.line() == "training · step 1/3 · loss 0.69 · margin +0.00 · accuracy 50%"

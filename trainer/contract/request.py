@@ -54,6 +54,9 @@ class Request:
     """Probes to score when evaluating; none: skip."""
     drift: str | None = None
     """Held-out prompts to answer once by every policy when evaluating; none: skip."""
+    reference_cache: str | None = None
+    """Folder to keep reference log-probabilities in from run to run, relative to the run's folder;
+    none: they are kept until the run is finished."""
     train: TrainSettings = field(default_factory=TrainSettings)
     generate: GenerateSettings = field(default_factory=GenerateSettings)
     vram: int | None = None

@@ -86,6 +86,9 @@ class TrainSettings:
     host_embedding: bool = False
     """Keep a tied embedding in host memory and stream the head in tiles; set by the plan where
     the card is too small. On a CPU it saves nothing, and works."""
+    reference_once: bool = True
+    """Compute the reference log-probabilities of a pair once, not at each of its steps; see the
+    request's `reference_cache`."""
     held_out_share: float = 0.2
     """Share of prompts kept from training when the rows carry no `split`."""
 
@@ -145,6 +148,8 @@ class GenerateSettings:
     """None of the three: as the model's generation_config.json has it, else 0.9, 0.95 and 64."""
     batch_size: int | None = None
     """Replies written at once; none: 64 for a model under 100 M parameters, else 8."""
+    share_prefix: bool = True
+    """Compute a prompt once for all its replies in a batch, where the model's cache allows it."""
     steers: Mapping[str, str] = field(default_factory=lambda: dict(STEERS))
 
     def __post_init__(self) -> None:
