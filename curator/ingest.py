@@ -130,11 +130,8 @@ def _take_in_candidates(
     left_out: Counter[str] = Counter()
     writer = lambda row: run.adapter_id  # noqa: E731
     found = read_candidates(session, run, folder, rows, left_out, writer, set(already), so_far)
-    if so_far:  # what cannot become a pair is counted once, when the run has ended
-        found = [(prompt, candidates) for prompt, candidates in found if candidates]
-        left_out.clear()
-        if not found:
-            return 0
+    if so_far and not found:
+        return 0
     for prompt, _ in found:
         prompt.asked += 1
     before = (run.metrics or {}).get("pairs", {})

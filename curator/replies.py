@@ -57,12 +57,13 @@ def read_candidates(
 
     In the order of the request; `so_far`: only prompts that have some, in the order of these.
     `writer` tells which adapter wrote a row. A reply over the size that is kept is left out and
-    counted.
+    counted, with its prompt: that of a prompt not returned is counted when it is.
     """
     path = folder / CANDIDATES
     asked = [int(row["id"]) for _, row in read_rows(folder / PROMPTS)]
     found: dict[int, list[Candidate]] = {n: [] for n in asked if n not in already}
     answered: dict[int, None] = {}
+    over: Counter[int] = Counter()
     for number, row in rows:
         try:
             prompt_id = int(_field(row, "prompt_id", str))
@@ -83,12 +84,13 @@ def read_candidates(
             continue
         answered[prompt_id] = None
         if too_long(text):
-            left_out["too long"] += 1
+            over[prompt_id] += 1
             continue
         session.add(candidate)
         found[prompt_id].append(candidate)
     session.flush()
-    order = answered if so_far else found
+    order = [n for n in answered if found[n]] if so_far else list(found)
+    left_out.update({"too long": n} if (n := sum(over[number] for number in order)) else {})
     return [(session.get_one(Prompt, number), found[number]) for number in order]
 
 

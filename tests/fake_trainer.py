@@ -53,6 +53,9 @@ def stream(folder: Path, mode: str) -> None:
         half = manifest_of_training(folder, request, collusive=mode == "stream-collusive")
         contract.write_manifest(folder, half, contract.TRAINED)
     replies = replies_of(folder)
+    if mode == "stream-long":  # of the first prompt one reply, of the second both, of the last one
+        for number in (1, 2, 3, len(replies) - 1):
+            replies[number]["text"] = "over the size that is kept " * 10_000
     half_way = len(replies) // 2 + 1  # the last prompt has one of its two
     with (folder / contract.CANDIDATES).open("w", encoding="utf-8") as file:
         for number, row in enumerate(replies):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import checkpoints, dpo, fitting, memory, reference
-from trainer.contract import Request, TrainSettings
+from trainer.contract import Request, TrainSettings, to_json
 from trainer.model import Device, attach_adapter, template_sha256
 from trainer.prefix_sharing import sharing
 from trainer.processes import is_first, world_size
@@ -79,13 +79,15 @@ class Attempts:
         parent_sha256: str | None,
         emit: Callable[..., None],
         plan: memory.Plan | None = None,
+        asked: TrainSettings | None = None,
     ) -> None:
         self.folder, self.request, self.tokenizer = folder, request, tokenizer
         self.preferences, self.device, self.emit = preferences, device, emit
         self.plan = plan
         self.base_sha256, self.parent_sha256 = base_sha256, parent_sha256
+        # Of what was asked for: the plan may come out differently when the run is started again.
         self.mark = checkpoints.fingerprint(
-            request,
+            replace(request, train=asked or request.train),
             base_sha256,
             template_sha256(tokenizer),
             preferences.train,
@@ -97,10 +99,13 @@ class Attempts:
         """Train on the base model; raise what ended the last attempt."""
         settings, attempt = self.request.train, 1
         while True:
-            found = checkpoints.latest(self.folder, self.mark, self._warn)
-            while found is not None and attempt < min(found.attempt, MOST):
-                # It was made after a lack of memory: begin where that led to.
-                settings, attempt = self._smaller(settings, base), attempt + 1
+            # Within one process a shorter attempt goes on from where a longer one came to.
+            lacks = self._lacks if attempt == 1 else (lambda made: None)
+            found = checkpoints.latest(self.folder, self.mark, self._warn, lacks)
+            if found is not None and attempt == 1:
+                if self._takes_no_more(found.settings):
+                    settings = replace(found.settings, save_steps=settings.save_steps)
+                attempt = min(found.attempt, MOST)
             try:
                 return self._once(base, settings, attempt, found)
             except dpo.NoNumber:
@@ -123,9 +128,26 @@ class Attempts:
                 attempt=attempt, change=less[1],
             )  # fmt: skip
 
-    def _smaller(self, settings: TrainSettings, base: Any) -> TrainSettings:
-        less = with_less_memory(settings, self.device, is_tied(base))
-        return less[0] if less else settings
+    def _takes_no_more(self, made: TrainSettings) -> bool:
+        """Whether settings a checkpoint was made with take no more memory than those planned.
+
+        Without a plan only a lack of memory can have changed them.
+        """
+        return self.plan is None or self.plan.with_settings(made).total <= self.plan.total
+
+    def _lacks(self, made: TrainSettings) -> str | None:
+        """Return why a checkpoint made with these settings cannot be gone on from, or None.
+
+        At the length planned it always can: what else the plan changes changes no result.
+        """
+        if made.max_length == self.request.train.max_length or self._takes_no_more(made):
+            return None
+        assert self.plan is not None
+        return (
+            f"max_length {made.max_length}, which takes "
+            f"{memory.gb(self.plan.with_settings(made).total)}; now {memory.gb(self.plan.free)} "
+            f"are free, enough for {self.request.train.max_length}"
+        )
 
     def _warn(self, message: str) -> None:
         self.emit("warning", message=message)
@@ -138,7 +160,7 @@ class Attempts:
             shutil.rmtree(work, ignore_errors=True)
 
         def publish(saved: Path, step: int) -> None:
-            checkpoints.publish(saved, self.folder, self.mark, step, attempt)
+            checkpoints.publish(saved, self.folder, self.mark, step, attempt, settings)
 
         model, parent = base, self.request.adapter
         if parent is not None:
@@ -153,10 +175,13 @@ class Attempts:
         if found is not None:
             self.emit(
                 "resumed", step=found.step,
-                message=f"goes on from the checkpoint of step {found.step}.",
+                message=f"goes on from the checkpoint of step {found.step}"
+                f"{_changes(self.request.train, settings)}.",
             )  # fmt: skip
         # The plan is for the first attempt, and a dry step for one process: others would wait.
         plan = self.plan if attempt == 1 and world_size() == 1 else None
+        if plan is not None and settings != self.request.train:
+            plan = plan.with_settings(settings)
         with sharing(trainer, settings.prefix_sharing, self.emit):
             figures = fitting.check_plan(trainer, self.device, plan, self.emit)
             if settings.reference_once:
@@ -176,6 +201,13 @@ class Attempts:
             self.parent_sha256, self.device, self._warn,
         )  # fmt: skip
         reference.precompute(trainer, store, self.emit)
+
+
+def _changes(planned: TrainSettings, settings: TrainSettings) -> str:
+    """Return in words what a checkpoint's settings change of those planned."""
+    before, now = to_json(planned), to_json(settings)
+    changed = [f"{name} {now[name]}" for name in now if now[name] != before[name]]
+    return f", with what it was made with: {', '.join(changed)}" if changed else ""
 
 
 def take_off(base: Any) -> None:

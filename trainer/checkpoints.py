@@ -2,7 +2,8 @@
 
 A checkpoint is what transformers saves (LoRA weights, optimiser, scheduler, random generators,
 trainer state) and `checkpoint.json`, with the SHA-256 of each file and of all that decides how
-training goes on. It is put together beside its place, flushed to the disk and renamed into it: a
+training goes on, and the settings it was made with, which memory may have made other than those
+asked for. It is put together beside its place, flushed to the disk and renamed into it: a
 process that is killed leaves the checkpoint before, and a `.part` that is never read.
 """
 
@@ -20,7 +21,9 @@ from typing import Any
 from trainer.contract import (
     CHECKPOINTS,
     Request,
+    TrainSettings,
     canonical_json,
+    from_dict,
     sha256_file,
     sha256_rows,
     sha256_text,
@@ -53,6 +56,8 @@ class Checkpoint:
     """Optimiser steps taken."""
     attempt: int
     """Which attempt made it (trainer.attempts), from 1."""
+    settings: TrainSettings
+    """What it was made with: as asked, changed by the plan and by attempts out of memory."""
 
 
 def fingerprint(
@@ -66,7 +71,8 @@ def fingerprint(
     """Return the SHA-256 of all that decides how training goes on after a step.
 
     Two runs with the same one take the same steps, up to rounding, so that one may continue the
-    other. `rows` are the preferences in the order of the file.
+    other; the request's settings are those asked for, before a plan changed them. `rows` are the
+    preferences in the order of the file.
     """
     from importlib.metadata import version
 
@@ -118,10 +124,12 @@ def _flush_folder(path: Path) -> None:
         os.close(handle)
 
 
-def publish(saved: Path, folder: Path, mark: str, step: int, attempt: int) -> Path:
+def publish(
+    saved: Path, folder: Path, mark: str, step: int, attempt: int, settings: TrainSettings
+) -> Path:
     """Make a checkpoint in a run's `folder` of what was `saved`; drop all but the newest KEPT.
 
-    `mark` is its fingerprint. `saved` is used up.
+    `mark` is its fingerprint, `settings` what it was made with. `saved` is used up.
     """
     checkpoints = folder / CHECKPOINTS
     checkpoints.mkdir(exist_ok=True)
@@ -133,23 +141,28 @@ def publish(saved: Path, folder: Path, mark: str, step: int, attempt: int) -> Pa
         if not NEEDED.fullmatch(path.relative_to(temporary).as_posix()):
             path.unlink()
     files = {p.relative_to(temporary).as_posix(): sha256_file(p) for p in _files(temporary)}
-    card = {"schema": 1, "step": step, "attempt": attempt, "fingerprint": mark, "files": files}
+    card = {
+        "schema": 2, "step": step, "attempt": attempt, "fingerprint": mark,
+        "settings": to_json(settings), "files": files,
+    }  # fmt: skip
     write_whole(temporary / CARD, json.dumps(card, indent=1))
     shutil.rmtree(target, ignore_errors=True)  # a broken one of that step
     publish_folder(temporary, target)
-    kept = 0
+    kept, own = 0, (mark, settings.max_length)
     for old in _newest_first(folder):
-        kept += _mark(old) == mark
-        # Of another training none is gone on from, however far it was.
-        if kept > KEPT or (kept == KEPT and _mark(old) != mark):
+        kept += _mark(old) == own
+        # Of another training none is gone on from, however far it was; nor, once there are enough
+        # of this one, of this training at another length.
+        if kept > KEPT or (kept == KEPT and _mark(old) != own):
             shutil.rmtree(old, ignore_errors=True)
     return target
 
 
-def _mark(path: Path) -> str | None:
-    """Return the fingerprint that a checkpoint says it has, or None."""
+def _mark(path: Path) -> tuple[str, int] | None:
+    """Return the fingerprint and the length that a checkpoint says it has, or None."""
     try:
-        return str(json.loads((path / CARD).read_text(encoding="utf-8"))["fingerprint"])
+        card = json.loads((path / CARD).read_text(encoding="utf-8"))
+        return card["fingerprint"], card["settings"]["max_length"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -162,20 +175,31 @@ def remove(folder: Path) -> None:
 # --- finding one to go on from ------------------------------------------------------------------
 
 
-def latest(folder: Path, mark: str, tell: Callable[[str], None]) -> Checkpoint | None:
+def latest(
+    folder: Path,
+    mark: str,
+    tell: Callable[[str], None],
+    lacks: Callable[[TrainSettings], str | None] = lambda settings: None,
+) -> Checkpoint | None:
     """Return the newest checkpoint of a run's folder that is whole and has the fingerprint.
 
-    `tell` is told of each that is passed over, and why.
+    `lacks` says of the settings one was made with why they cannot be gone on with, if so. `tell`
+    is told of each that is passed over, and why.
     """
     for path in _newest_first(folder):
         try:
             card = _verified(path)
+            settings = from_dict(TrainSettings, card["settings"], "settings")
         except (OSError, ValueError, KeyError, TypeError) as error:
             tell(f"the checkpoint {path.name} is broken ({error}); passed over.")
             continue
+        why = "is of other settings, rows or versions"
         if card["fingerprint"] == mark:
-            return Checkpoint(path, card["step"], card["attempt"])
-        tell(f"the checkpoint {path.name} is of other settings, rows or versions; passed over.")
+            lack = lacks(settings)
+            if lack is None:
+                return Checkpoint(path, card["step"], card["attempt"], settings)
+            why = f"was made with {lack}"
+        tell(f"the checkpoint {path.name} {why}; passed over.")
     return None
 
 

@@ -40,9 +40,11 @@ OFFLOAD_STASH = 5 + 1
 Device = Literal["cuda", "cpu"]
 RESIDENT = "resident"
 RECOMPUTED = "layers computed again"
+ONE_PAIR = "one pair at a time"
 HOST_EMBEDDING = "embedding in host memory"
 OFFLOAD = "checkpoints in host memory"
 SHORTER = "shorter length"
+AS_BEFORE = "as its checkpoint"
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,8 @@ class Plan:
     """As asked, changed where the tier needs it: what training runs with."""
     tiers: tuple[tuple[str, int], ...] = ()
     """Every tier tried: its name and its total."""
+    basis: tuple[Shape, str, Machine] | None = None
+    """What was planned for: the model's sizes, its quantization, the machine."""
 
     @property
     def total(self) -> int:
@@ -161,6 +165,16 @@ class Plan:
     def peak(self) -> int:
         """Bytes at the peak without the reserve: what a measurement is compared with."""
         return self.total - self.parts["reserve"]
+
+    def with_settings(self, settings: TrainSettings) -> Plan:
+        """Return what other settings take of the same model on the same machine."""
+        assert self.basis is not None
+        shape, quantization, machine = self.basis
+        parts = parts_of(shape, settings, quantization, machine)
+        return replace(
+            self, parts=parts, fits=sum(parts.values()) <= self.free, settings=settings,
+            length=settings.max_length, tier=AS_BEFORE, reason="a checkpoint was made so",
+        )  # fmt: skip
 
 
 def quantised_bytes(parameters: int) -> int:
@@ -227,10 +241,11 @@ def _checkpointing(settings: TrainSettings, machine: Machine) -> bool:
 def plan(shape: Shape, settings: TrainSettings, quantization: str, machine: Machine) -> Plan:
     """Return the first tier that fits, or the last one tried, with `fits` false.
 
-    The order: resident; the layers computed again on the way back (where they are not anyway); a
-    tied embedding in host memory and the head streamed (CUDA only); the layers' checkpoints in
-    host memory (CUDA only); a shorter length. Each keeps what the one before it changed. Raises
-    ContractError when `host_embedding` is asked for and the head is a matrix of its own.
+    The order: resident; the layers computed again on the way back (where they are not anyway); one
+    pair at a time (where more are asked for; as many to a step as before); a tied embedding in host
+    memory and the head streamed (CUDA only); the layers' checkpoints in host memory (CUDA only); a
+    shorter length. Each keeps what the one before it changed. Raises ContractError when
+    `host_embedding` is asked for and the head is a matrix of its own.
     """
     if settings.host_embedding and not shape.tied:
         raise ContractError(
@@ -251,6 +266,10 @@ def plan(shape: Shape, settings: TrainSettings, quantization: str, machine: Mach
     if not found.fits and not _checkpointing(settings, machine):
         settings = replace(settings, gradient_checkpointing=True)
         found = attempt(RECOMPUTED, settings, "what the layers keep for the way back does not fit")
+    if not found.fits and settings.batch_size > 1:
+        together = settings.batch_size * settings.gradient_accumulation
+        settings = replace(settings, batch_size=1, gradient_accumulation=together)
+        found = attempt(ONE_PAIR, settings, "a batch of several pairs does not fit")
     if not found.fits and shape.tied and machine.device == "cuda" and first == RESIDENT:
         settings = replace(settings, host_embedding=True)
         found = attempt(HOST_EMBEDDING, settings, "the embedding must leave the card")
@@ -269,7 +288,7 @@ def plan(shape: Shape, settings: TrainSettings, quantization: str, machine: Mach
             )
     if not found.fits:
         found = replace(found, reason="nothing that can be run here fits")
-    return replace(found, tiers=tuple(tried))
+    return replace(found, tiers=tuple(tried), basis=(shape, quantization, machine))
 
 
 def loading_bytes(shape: Shape, quantization: str, machine: Machine) -> int:

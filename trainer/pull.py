@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trainer.contract import sha256_file
+from trainer.contract import sha256_file, write_whole
 from trainer.model_folder import INDEX, Refused, check_config, read_json
 from trainer.presets import QUANTISED, preset
 
@@ -109,10 +109,14 @@ def _pull(repository: str, progress: Progress, cache: Path | None) -> dict[str, 
     blobs = root / repo_folder_name(repo_id=repository, repo_type="model") / "blobs"
     _fetch_all(repository, str(info.sha), weights, blobs, progress)
     folder = snapshot_download(
-        repository, revision="main", cache_dir=root,
+        repository, revision=info.sha, cache_dir=root,
         allow_patterns=[s.rfilename for s in wanted if not s.rfilename.endswith(".safetensors")]
         + [s.rfilename for s in weights],
     )  # fmt: skip
+    # What is loaded by name is what "main" was when it was asked for, now that it is all there.
+    main = blobs.parent / "refs" / "main"
+    main.parent.mkdir(exist_ok=True)
+    write_whole(main, str(info.sha))
     size = sum(s.size or 0 for s in wanted)
     return {"model": repository, "revision": info.sha, "path": folder, "bytes": size}
 

@@ -44,6 +44,7 @@ class Work:
     def __init__(self, folder: Path, request: Request) -> None:
         self.folder = folder
         self.request = request
+        self.asked = request.train
         self.deaf = False
         self.manifest: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
@@ -195,7 +196,7 @@ class Work:
         request = self.request
         attempts = Attempts(
             self.folder, request, self.tokenizer, self.preferences, self.device,
-            self.base_sha256, self.adapter_sha256, self.emit, self.plan,
+            self.base_sha256, self.adapter_sha256, self.emit, self.plan, self.asked,
         )  # fmt: skip
         parent_sha256 = self.adapter_sha256
         trained = attempts.train(self.model)

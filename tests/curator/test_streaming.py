@@ -72,6 +72,18 @@ def test_the_first_pairs_are_judged_before_the_last_is_written(
         assert len(preferences(session)[0]) == 1
 
 
+def test_replies_too_long_to_keep_are_counted_once_whenever_they_came(
+    prompted: Workspace, fake_trainer: Fake
+) -> None:
+    fake_trainer("stream-long")
+    started = rounds.start_run(prompted, "generate", prompts=8)
+    assert so_far(prompted) == 2
+    (started.folder / "go").touch()
+    run = wait(prompted, started.folder)
+    pairs = (run.metrics or {})["pairs"]
+    assert pairs["made"] == 5 and pairs["left_out"] == {"too long": 4, "not answered": 3}
+
+
 def test_what_was_judged_outlasts_a_run_that_is_killed(
     prompted: Workspace, fake_trainer: Fake
 ) -> None:

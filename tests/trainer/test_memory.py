@@ -81,7 +81,7 @@ def test_a_tier_is_chosen_in_order() -> None:
     longer = planned("gemma-3-4b-it", max_length=2048, machine=narrow)
     assert longer.fits and longer.tier == OFFLOAD
     assert longer.settings.host_embedding and longer.settings.activation_offloading
-    shorter = planned("gemma-3-4b-it", max_length=4096)
+    shorter = planned("gemma-3-4b-it", max_length=4096, machine=narrow)
     assert shorter.fits and shorter.length == shorter.settings.max_length == 2048
     assert shorter.tier == "shorter length 2048"
 
@@ -106,6 +106,22 @@ def test_on_a_cpu_the_embedding_is_in_the_same_memory() -> None:
     cpu = Machine(64 * GIB, "cpu", False, 4)
     plain, host = (planned("gemma-3-4b-it", cpu, host_embedding=h) for h in (False, True))
     assert host.tier == plain.tier == RESIDENT and host.static == plain.static
+
+
+def test_one_pair_at_a_time_comes_before_anything_that_changes_a_result() -> None:
+    batch = TrainSettings(batch_size=4, gradient_accumulation=2)
+    for name, machine in (
+        ("gemma-3-1b-it", Machine(2_000_000_000)),
+        ("gemma-3-4b-it", Machine(12_000_000_000, "cpu", False, 4)),
+    ):
+        found = planned(name, machine, batch_size=4, gradient_accumulation=2)
+        assert found.fits and found.tier == memory.ONE_PAIR and found.length == batch.max_length
+        assert found.settings.batch_size == 1 and found.settings.gradient_accumulation == 8
+        assert not found.settings.activation_offloading
+        assert dict((t, built) for t, _, built in found.tiers)[memory.ONE_PAIR]
+    assert memory.ONE_PAIR not in [tier for tier, _, _ in planned("gemma-3-4b-it").tiers]
+    short = planned("gemma-3-4b-it", batch_size=2, max_length=1024)  # and what follows builds on it
+    assert short.fits and short.settings.batch_size == 1 and short.length == 512
 
 
 def test_more_length_never_takes_less() -> None:

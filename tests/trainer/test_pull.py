@@ -23,7 +23,7 @@ from trainer import pull as fetching
 
 pytestmark = pytest.mark.train
 
-REVISION = "a" * 40
+REVISION, LATER = "a" * 40, "c" * 40
 BIG = 24_000_000  # above huggingface_hub's chunk of 10 MB: less is not on the disk when it breaks
 
 
@@ -35,6 +35,8 @@ class Hub:
         self.lie: set[str] = set()
         self.stop_at: int | None = None
         self.gated = False
+        self.newer: dict[str, bytes] = {}
+        self.moved = False
         self.asked: list[tuple[str, str, str | None]] = []
         self.url = ""
 
@@ -45,8 +47,8 @@ class Hub:
             row["lfs"] = {"sha256": self.digest(name), "size": len(data), "pointerSize": 100}
         return row
 
-    def digest(self, name: str) -> str:
-        data = self.files[name] + (b"x" if name in self.lie else b"")
+    def digest(self, name: str, data: bytes | None = None) -> str:
+        data = (data or self.files[name]) + (b"x" if name in self.lie else b"")
         return hashlib.sha256(data).hexdigest()
 
 
@@ -80,18 +82,23 @@ class Answers(BaseHTTPRequestHandler):
                     row["lfs"] = {**row["lfs"], "oid": row["lfs"]["sha256"]}
             return self.send(json.dumps(rows).encode(), body)
         if path.startswith("/api/"):
-            info = {"id": "some/model", "sha": REVISION,
+            info = {"id": "some/model", "sha": LATER if self.hub.moved else REVISION,
                     "siblings": [self.hub.sibling(n) for n in self.hub.files]}  # fmt: skip
+            self.hub.moved = bool(self.hub.newer)
             return self.send(json.dumps(info).encode(), body)
-        self.file(path.rpartition("/resolve/")[2].partition("/")[2], body)
+        revision, _, name = path.rpartition("/resolve/")[2].partition("/")
+        later = self.hub.moved and revision != REVISION
+        self.file(name, body, LATER if later else REVISION)
 
-    def file(self, name: str, body: bool) -> None:
+    def file(self, name: str, body: bool, commit: str) -> None:
         data = self.hub.files[name]
+        if commit == LATER:
+            data = self.hub.newer.get(name, data)
         start = int((self.headers.get("Range") or "bytes=0-")[6:].rstrip("-"))
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(data) - start))
-        self.send_header("X-Repo-Commit", REVISION)
-        self.send_header("ETag", f'"{self.hub.digest(name)}"')
+        self.send_header("X-Repo-Commit", commit)
+        self.send_header("ETag", f'"{self.hub.digest(name, data)}"')
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         self.end_headers()
@@ -213,6 +220,19 @@ def test_of_several_weights_those_of_the_index_are_fetched_and_found(
         env=pull.environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.stdout.strip() == REVISION, done.stderr
+
+
+def test_every_file_is_of_the_commit_that_was_looked_at(pull: Puller, hub: Hub) -> None:
+    # Its publisher changes the model right after: weights and settings must not be of two commits.
+    hub.newer["generation_config.json"] = b'{"temperature": 9.0}'
+    status, said, manifest = pull()
+    assert status == 0, said
+    folder = Path(manifest["pulled"]["path"])
+    assert folder.name == manifest["pulled"]["revision"] == REVISION
+    for path in folder.iterdir():
+        assert path.read_bytes() == hub.files[path.name]
+    main = (folder.parent.parent / "refs" / "main").read_text()
+    assert main == REVISION  # what is loaded by name
 
 
 def test_a_broken_off_download_goes_on_where_it_broke(pull: Puller, hub: Hub) -> None:

@@ -122,7 +122,7 @@ def test_a_checkpoint_of_other_rows_or_settings_is_passed_over(tmp_path: Path) -
     mark = checkpoints.fingerprint(request, "base", "template", rows, None, 1)
     for step in (2, 4, 6):
         shutil.copytree(saved, tmp_path / "again", dirs_exist_ok=True)
-        path = checkpoints.publish(tmp_path / "again", tmp_path, mark, step, 1)
+        path = checkpoints.publish(tmp_path / "again", tmp_path, mark, step, 1, request.train)
     assert sorted(p.name for p in path.parent.iterdir()) == ["step-00000004", "step-00000006"]
     assert sorted(p.name for p in path.iterdir()) == [
         "adapter_model.safetensors", "checkpoint.json", "optimizer.pt",
@@ -295,7 +295,7 @@ def save_for_ever(folder: Path, adapted: Any, request: contract.Request) -> None
         dpo.publish_adapter(adapted, request, "b" * 64, preferences, folder / f"adapter-{number}")
         adapted.save_pretrained(str(folder / "saved"))
         (folder / "saved" / "optimizer.pt").write_bytes(os.urandom(100_000))
-        checkpoints.publish(folder / "saved", folder, "mark", number, 1)
+        checkpoints.publish(folder / "saved", folder, "mark", number, 1, request.train)
 
 
 def kill_saving(tmp_path: Path, gemma: Path, kills: int) -> int:
