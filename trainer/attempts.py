@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer import checkpoints, dpo, fitting, memory, reference
 from trainer.contract import Request, TrainSettings, to_json
-from trainer.model import Device, attach_adapter, template_sha256
+from trainer.model import Device, attach_adapter, template_sha256, trainable
 from trainer.prefix_sharing import sharing
 from trainer.processes import is_first, world_size
 from trainer.scoring import out_of_memory
@@ -182,7 +182,7 @@ class Attempts:
         plan = self.plan if attempt == 1 and world_size() == 1 else None
         if plan is not None and settings != self.request.train:
             plan = plan.with_settings(settings)
-        with sharing(trainer, settings.prefix_sharing, self.emit):
+        with trainable(base), sharing(trainer, settings.prefix_sharing, self.emit):
             figures = fitting.check_plan(trainer, self.device, plan, self.emit)
             if settings.reference_once:
                 self._reference_once(trainer, settings)

@@ -6,6 +6,8 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,6 +132,25 @@ def host_matrix(model: Any) -> torch.Tensor | None:
 def default_batch_size(model: PreTrainedModel) -> int:
     """Return how many replies are written or scored at once, where no setting says it."""
     return 64 if parameters(model) < SMALL_MODEL else 8
+
+
+@contextmanager
+def trainable(model: Any) -> Iterator[None]:
+    """Keep 4-bit weights such that a gradient comes through them, while this is open.
+
+    On a CPU with AVX512-BF16 a bitsandbytes layer that is evaluated packs its weights for a kernel
+    without a gradient, for good: training that evaluates in between would go on wrongly, in silence
+    (bitsandbytes 0.50, `Linear4bit.forward`).
+    """
+    layers = [m for m in model.modules() if hasattr(m, "support_avx512bf16_for_cpu")]
+    before = [layer.support_avx512bf16_for_cpu for layer in layers]
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = False
+    try:
+        yield
+    finally:
+        for layer, packs in zip(layers, before, strict=True):
+            layer.support_avx512bf16_for_cpu = packs
 
 
 # --- adapters -----------------------------------------------------------------------------------

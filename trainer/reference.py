@@ -26,7 +26,7 @@ from typing import Any
 
 from trainer.checkpoints import LIBRARIES
 from trainer.contract import CHECKPOINTS, Request, canonical_json, sha256_text
-from trainer.model import Device
+from trainer.model import Device, trainable
 from trainer.processes import rank, world_size
 from trainer.scoring import in_batches
 
@@ -229,20 +229,12 @@ def _compute(
 
 @contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
-    """Without dropout, and as it was afterwards.
-
-    bitsandbytes' 4-bit layers stay in training: on a CPU with AVX512-BF16 one that is evaluated
-    packs its weights for a kernel without a gradient, for good, and training would learn nothing.
-    """
-    from bitsandbytes.nn import Linear4bit
-
+    """Without dropout, and as it was afterwards."""
     was_training = model.training
     model.eval()
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.train()
     try:
-        yield
+        with trainable(model):
+            yield
     finally:
         model.train(was_training)
 

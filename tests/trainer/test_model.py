@@ -211,3 +211,25 @@ def test_a_model_without_a_chat_template_is_refused(copy: Path) -> None:
     (copy / "chat_template.jinja").unlink()
     with pytest.raises(Refused, match="has no chat template"):
         model.load_tokenizer(copy, "tiny")
+
+
+def test_a_pass_without_gradients_leaves_4_bit_weights_trainable(gemma: Path) -> None:
+    import torch
+    from bitsandbytes.functional import has_avx512bf16
+    from bitsandbytes.nn import Linear4bit
+
+    request = Request(action="train", model=str(gemma))
+    base = model.load_base(request, gemma, model.choose_device()).eval()
+    layers = [m for m in base.modules() if isinstance(m, Linear4bit)]
+    ids = torch.arange(8)[None]
+
+    def packed() -> int:
+        with torch.no_grad():
+            base(input_ids=ids)
+        states = [layer.weight.quant_state for layer in layers]
+        return sum(getattr(state, "packing_format_for_cpu", False) for state in states)
+
+    with model.trainable(base):
+        assert layers and packed() == 0
+    # Elsewhere bitsandbytes packs them, where the processor has an instruction for it.
+    assert packed() == (len(layers) if has_avx512bf16() else 0)
