@@ -307,6 +307,6 @@ def test_a_split_mask_answers_nothing_but_attention() -> None:
     mask = SplitMask([Span(5, 3, 5)], 7, None, torch.empty(0, dtype=torch.bfloat16))
     assert tuple(mask.shape) == (1, 1, 7, 7)
     assert mask.ndim == 4 and mask.dtype == torch.bfloat16
-    for touch in (lambda: mask + 1, lambda: mask[..., :3], lambda: mask.sum()):
+    for touch in (lambda: torch.add(mask, 1), lambda: mask[..., :3], lambda: mask.sum()):
         with pytest.raises(TypeError, match="mask of shared rows"):
             touch()
