@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import bench_reuse
+from tests.benchmarks import bench_cancel, bench_reuse
 from tests.benchmarks.harness import Figure, main, paired
 from trainer.__main__ import QUIET
 
@@ -168,7 +168,7 @@ def four_billion(layers: int | None = None, runs: int = 2) -> list[Figure]:
 
 # Each measures some figures; a further one is a line here.
 PARTS: tuple[Callable[[], list[Figure]], ...] = (
-    against_stock, four_billion, bench_reuse.figures,
+    against_stock, four_billion, bench_reuse.figures, bench_cancel.figures,
 )  # fmt: skip
 
 
