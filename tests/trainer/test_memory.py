@@ -81,7 +81,7 @@ def test_a_tier_is_chosen_in_order() -> None:
     longer = planned("gemma-3-4b-it", max_length=2048, machine=narrow)
     assert longer.fits and longer.tier == OFFLOAD
     assert longer.settings.host_embedding and longer.settings.activation_offloading
-    shorter = planned("gemma-3-4b-it", max_length=4096)
+    shorter = planned("gemma-3-4b-it", max_length=8192)
     assert shorter.fits and shorter.length == shorter.settings.max_length == 2048
     assert shorter.tier == "shorter length 2048"
 
