@@ -22,9 +22,9 @@ from trainer.contract import GenerateSettings, Request, TrainSettings
 
 DEMO = Path(__file__).parents[2] / "data" / "demo_model" / "model"
 SIZES = {
-    "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4,
+    "hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 3,
     "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 64, "sliding_window": 512,
-    "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+    "layer_types": ["sliding_attention"] * 2 + ["full_attention"],
 }  # fmt: skip
 PREFERENCES, NEW = 400, 40
 
@@ -151,7 +151,7 @@ def candidates() -> Figure:
         tokens["single"] = written
         return time.perf_counter() - start
 
-    ratio, mine, theirs = paired(ours, single, runs=3)
+    ratio, mine, theirs = paired(ours, single, runs=2)
     peer = (
         f"single generate calls: {mine:.1f} s against {theirs:.1f} s; {tokens['ours']} and "
         f"{tokens['single']} tokens, {len(jobs)} candidates, {os.cpu_count()} cores"
