@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import stat
@@ -313,3 +314,19 @@ def test_early_stopping_looks_at_held_out_pairs_with_a_reference(
         losses[once] = [e["loss"] for e in events(folder, "held_out")]
     assert sum(counted) == 32
     assert losses[True] == pytest.approx(losses[False], abs=1e-5) and len(losses[True]) >= 2
+
+
+def test_trls_private_names_are_those_known_here() -> None:
+    """An upgrade of TRL that moves what the reference pass leans on fails here, by name."""
+    from transformers import Trainer
+    from trl import DPOTrainer
+
+    asked = inspect.signature(DPOTrainer.compute_ref_log_probs)
+    assert list(asked.parameters) == ["self", "model", "inputs"]
+    assert list(inspect.signature(Trainer._prepare_inputs).parameters) == ["self", "inputs"]
+    loss = inspect.getsource(DPOTrainer._compute_loss)
+    assert "if self.precompute_ref_logps:" in loss
+    assert "self.precompute_ref_logps = " in inspect.getsource(DPOTrainer.__init__)
+    for column in reference.COLUMNS:
+        assert f'inputs["{column}"]' in loss
+        assert f'"{column}"' in inspect.getsource(DPOTrainer._set_signature_columns_if_needed)

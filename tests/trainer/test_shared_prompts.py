@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +143,12 @@ def test_steered_replies_share_nothing(gemma: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(generate, "prompt_cache_is_exact", pytest.fail)
     (batch,) = generate.sample(model, tokenizer, jobs, settings, 1)
     assert len(batch) == 2
+
+
+def test_the_cache_of_transformers_is_the_one_known_here() -> None:
+    """An upgrade of transformers that moves what a shared prompt leans on fails here, by name."""
+    from transformers import DynamicCache
+
+    picked = inspect.signature(DynamicCache.batch_select_indices)
+    assert list(picked.parameters) == ["self", "indices"]
+    assert "config" in inspect.signature(DynamicCache.__init__).parameters
