@@ -276,7 +276,7 @@ class CuratorApp(App[None]):
 
     def tell(self, run: Run) -> str:
         """Return what a finished run brought, in one line."""
-        from curator.terminal import adapter_text, fit_text, pairs_text
+        from curator.terminal import adapter_text, fit_text, pairs_text, too_few_text
 
         metrics = run.metrics or {}
         parts = [f"the {run.action} is done"]
@@ -285,7 +285,7 @@ class CuratorApp(App[None]):
             low, high = held_out["rewards/accuracies_interval"]
             parts.append(
                 f"held-out accuracy {held_out['rewards/accuracies']:.0%} "
-                f"({low:.0%} to {high:.0%}, n = {held_out['n']})"
+                f"({low:.0%} to {high:.0%}, n = {held_out['n']}{too_few_text(held_out['n'])})"
             )
         elif held_out.get("note"):
             parts.append(str(held_out["note"]).rstrip("."))
