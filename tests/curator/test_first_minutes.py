@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from sqlmodel import select
 from textual.pilot import Pilot
 from textual.widgets import Input
 
 from curator import db
 from curator.judgments import Said
-from curator.models import Annotator, Verdict, new_uuid
+from curator.models import Annotator, Pair, Verdict, new_uuid
 from curator.seat import take_seat
 from curator.tui.app import CuratorApp
 from curator.tui.judge_screen import JudgeScreen
-from curator.workspace import Workspace
+from curator.workspace import Workspace, create_workspace
 from tests.conftest import AddPairs
 from tests.curator.test_app import painted, play, rows
 from tests.curator.test_judge import with_settings
@@ -55,6 +56,51 @@ def test_the_first_minutes(workspace: Workspace, add_pairs: AddPairs) -> None:
             await again(pilot, app)
 
     asyncio.run(known())
+
+
+def say_name(workspace: Workspace, name: str) -> None:
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        app.screen.query_one("#name", Input).value = name
+        await pilot.press("escape", "enter", "a")
+        assert "saved: A better" in painted(app) and name in painted(app)
+
+    play(workspace, script, first_minutes=True)
+
+
+def annotators(workspace: Workspace) -> list[str]:
+    with db.reading(workspace.engine) as session:
+        return sorted(session.exec(select(Annotator.name)).all())
+
+
+def test_nobody_stays_behind_under_the_login_name(tmp_path: Path, add_pairs: AddPairs) -> None:
+    place = create_workspace(tmp_path / "default")
+    add_pairs(place, 30)
+    say_name(place, "dr ben")  # a new name: the row of the login name takes it
+    assert annotators(place) == ["dr ben"]
+    say_name(place, "dr ben")  # one that is known: its own row, and none beside it
+    assert annotators(place) == ["dr ben"]
+    assert [row.annotator_id for row in rows(place)] == [1, 1]
+    say_name(place, "anna")
+    assert annotators(place) == ["anna", "dr ben"]
+    with db.reading(place.engine) as session:  # and no pair of one who is gone
+        mine = {pair.annotator_id for pair in session.exec(select(Pair))}
+    assert mine <= {None, *(row.annotator_id for row in rows(place))}
+
+
+def test_a_name_with_judgments_or_on_another_screen_is_kept(
+    workspace: Workspace, add_pairs: AddPairs
+) -> None:
+    add_pairs(workspace, 4)
+    one, other = take_seat(workspace, "anna", "a"), take_seat(workspace, "anna", "b")
+    assert one.next() is not None and other.next() is not None
+    assert not one.rename("dr anna")
+    other.leave()
+    pair = one.next()
+    assert pair is not None
+    one.judge(pair.pair_id, Said(Verdict.TIE), new_uuid())
+    assert not one.rename("dr anna")
+    one.withdraw()
+    assert annotators(workspace) == ["anna"]
 
 
 def test_the_guideline_is_one_key_away_from_anywhere(
