@@ -218,7 +218,7 @@ class Seat:
             queue.release(session, self.sitting)
             if self._untouched(session):
                 for table in (Draft, Bookmark, Pair):
-                    mine = col(table.annotator_id) == self.annotator.id  # type: ignore[attr-defined]
+                    mine = col(table.annotator_id) == self.annotator.id
                     session.exec(delete(table).where(mine))
                 session.exec(delete(Annotator).where(col(Annotator.id) == self.annotator.id))
         self.leave()
