@@ -9,7 +9,8 @@ from textual.pilot import Pilot
 
 from curator import db
 from curator.judgments import Said
-from curator.models import Pair, Verdict, new_uuid
+from curator.models import Annotator, Pair, Verdict, new_uuid
+from curator.queue import POSITION_STEP
 from curator.seat import take_seat
 from curator.tui.app import CuratorApp
 from curator.tui.judge_screen import JudgeScreen
@@ -105,3 +106,61 @@ def test_the_first_annotator_has_no_calibration_of_their_own(
         pair = seat.next()
         assert pair is not None and pair.purpose == "train"
         seat.leave()
+
+
+def test_one_who_joined_while_the_first_pairs_were_written_gets_the_rest_later(
+    tmp_path: Path, add_pairs: AddPairs
+) -> None:
+    place = with_settings(tmp_path, "[judge]\nrepeat_share = 0.0\ncalibration = 6\n")
+    ids = add_pairs(place, 2)
+
+    def sit(name: str, count: int) -> list[tuple[str, str]]:
+        seat, seen = take_seat(place, name, new_uuid()), []
+        pair = seat.next()
+        while pair is not None and len(seen) < count:
+            seen.append((pair.purpose, pair.left))
+            pair = seat.judge(pair.pair_id, Said(Verdict.LEFT, 1), new_uuid())
+        seat.leave()
+        return seen
+
+    def copies(name: str) -> list[int | None]:
+        with db.reading(place.engine) as session:
+            who = session.exec(select(Annotator).where(Annotator.name == name)).one()
+            mine = select(Pair.repeat_of).where(Pair.annotator_id == who.id).order_by("position")
+            return list(session.exec(mine))
+
+    sit("anna", 1)
+    assert [purpose for purpose, _ in sit("ben", 2)] == ["calibration"] * 2
+    ids += add_pairs(place, 8, number=2)
+    with db.writing(place.engine) as session:  # written for the first round, as the run went on
+        for number, pair_id in enumerate(ids[2:], 3):
+            pair = session.get_one(Pair, pair_id)
+            pair.round_id, pair.position = 1, number * POSITION_STEP
+    assert [purpose for purpose, _ in sit("ben", 5)] == ["calibration"] * 4 + ["train"]
+    assert copies("ben") == ids[:6]  # the configured number, and none of them twice
+    sit("cleo", 0)
+    assert copies("cleo") == ids[:6]
+    # Anna judges the originals: they stay hers, and so do the preferences of them.
+    assert {purpose for purpose, _ in sit("anna", 9)} == {"train"} and copies("anna") == []
+    assert len(exported(place)) == 10
+
+
+def test_two_who_share_the_first_pairs_get_each_others_as_calibration(
+    tmp_path: Path, add_pairs: AddPairs
+) -> None:
+    place = with_settings(tmp_path, "[judge]\nrepeat_share = 0.0\ncalibration = 4\n")
+    ids = add_pairs(place, 6)
+    anna, ben = take_seat(place, "anna", "a"), take_seat(place, "ben", "b")
+    for seat in (anna, ben):
+        pair = seat.next()
+        assert pair is not None and pair.purpose == "train"
+        seat.judge(pair.pair_id, Said(Verdict.LEFT, 1), new_uuid(), advance=False)
+    anna.leave()
+    ben.leave()
+    for name, others in (("anna", ids[1]), ("ben", ids[0])):
+        seat = take_seat(place, name, new_uuid())
+        seat.leave()
+        with db.reading(place.engine) as session:
+            mine = select(Pair.repeat_of).where(Pair.annotator_id == seat.annotator.id)
+            assert list(session.exec(mine)) == [others]
+    assert len(exported(place)) == 2
