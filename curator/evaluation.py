@@ -243,7 +243,7 @@ CURVE_FIGURES = ("held_out_accuracy", "probe_collusion_rate", "probe_over_correc
 
 
 def learning_curve(rounds: Sequence[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
-    """Return what 40 more judgments brought so far, a figure each, from three rounds on.
+    """Return what 40 more preferences brought so far, a figure each, from three rounds on.
 
     `rounds`: (preferences trained on, the adapter's figures), oldest first. The gain is the slope
     of a line by weighted least squares; a share's variance is that of the interval shown. Rounds

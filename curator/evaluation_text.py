@@ -207,7 +207,7 @@ def curve_text(curve: Mapping[str, Any]) -> str:
     """Return what more judging brought so far, or that it is too early to say."""
     if not curve["gains"]:
         return (
-            f"what {CURVE_STEP} more judgments bring: too early to say "
+            f"what {CURVE_STEP} more preferences bring: too early to say "
             f"({curve['rounds']} of {CURVE_FROM} rounds measured)."
         )
     parts = [
@@ -215,7 +215,7 @@ def curve_text(curve: Mapping[str, Any]) -> str:
         f"{gain['interval'][1] * 100:+.1f})"
         for name, gain in curve["gains"].items()
     ]
-    text = f"what {curve['step']} more judgments brought, over {curve['rounds']} rounds: "
+    text = f"what {curve['step']} more preferences brought, over {curve['rounds']} rounds: "
     unclear = all(g["interval"][0] <= 0 <= g["interval"][1] for g in curve["gains"].values())
     end = " No gain can be told from none." if unclear else ""
     return text + "; ".join(parts) + "." + end

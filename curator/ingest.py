@@ -140,7 +140,9 @@ def _take_in_candidates(
     if used:
         made = _open_round(session, workspace, run, found, left_out, pairs["strategy"])
     elif found:
-        pairs["held_back"] = True
+        # What no round has counted yet; prompts taken in earlier are in theirs.
+        held = [prompt.id for prompt, _ in found]
+        pairs["held_back"] = {"prompts": held, "left_out": dict(left_out)}
     pairs["made"] = before.get("made", 0) + made
     pairs["left_out"] = dict(Counter(before.get("left_out", {})) + left_out)
     run.metrics = {**(run.metrics or {}), "pairs": pairs}
@@ -212,33 +214,25 @@ def open_held_back(session: Session, workspace: Workspace, adapter: Adapter) -> 
     made = 0
     for run in session.exec(query).all():
         pairs = (run.metrics or {}).get("pairs", {})
-        if not pairs.get("held_back"):
+        held = pairs.get("held_back")
+        if not held:
             continue
         replies: dict[int, list[Candidate]] = {}
         written = select(Candidate).where(Candidate.run_id == run.id).order_by(col(Candidate.id))
         for candidate in session.exec(written).all():
             replies.setdefault(candidate.prompt_id, []).append(candidate)
-        shown = _in_pairs(session, run)  # made while the run went on, before it was refused
-        found = [
-            (session.get_one(Prompt, number), each)
-            for number, each in replies.items()
-            if not any(candidate.id in shown for candidate in each)
-        ]
+        # The others were taken in while the run went on, before the adapter was refused.
+        found = [(session.get_one(Prompt, n), replies.get(n, [])) for n in held["prompts"]]
         found.sort(key=lambda f: pairing.side_seed(workspace.config.seed, f[0].sha256))
-        left_out = Counter(pairs["left_out"])
+        left_out = Counter(held["left_out"])
         opened = _open_round(session, workspace, run, found, left_out, pairs["strategy"])
         rest = {name: value for name, value in pairs.items() if name != "held_back"}
-        rest |= {"made": pairs["made"] + opened, "left_out": dict(left_out)}
+        newly = left_out - Counter(held["left_out"])
+        total = Counter(pairs["left_out"]) + newly
+        rest |= {"made": pairs["made"] + opened, "left_out": dict(total)}
         run.metrics = {**(run.metrics or {}), "pairs": rest}
         made += opened
     return made
-
-
-def _in_pairs(session: Session, run: Run) -> set[int | None]:
-    """Return the candidates of a run that are in a pair."""
-    mine = select(Candidate.id).where(Candidate.run_id == run.id)
-    rows = session.exec(select(Pair.left_id, Pair.right_id).where(col(Pair.left_id).in_(mine)))
-    return {number for row in rows for number in row}
 
 
 # --- candidates and pairs -------------------------------------------------------------------------

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from typing import Any
 
-from sqlalchemy import and_, exists, func
+from sqlalchemy import ColumnElement, and_, exists, func
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, delete, select
 
@@ -100,23 +101,18 @@ def repeated(session: Session, kinds: Iterable[AnnotatorKind]) -> tuple[int, int
 
 
 def add_calibration(session: Session, annotator: Annotator, count: int) -> int:
-    """Give a newcomer the first pairs of the first round to judge before all others.
+    """Give an annotator the first pairs of the first round to judge before all others.
 
-    A newcomer is a person without a judgment where another person has judged one of these, or has
-    one on the screen. The copies yield no preferences, so that nothing is trained on twice.
-    Returns how many there are.
+    Once another person has judged one of these, or has one on the screen. Pairs that came later
+    are added when the next seat is taken. None is given that this annotator has already, judged or
+    has on a screen; one who judges originals of these gets only what another person has judged,
+    so that no pair is left to nobody. The copies yield no preferences, so that nothing is trained
+    on twice. Returns how many were added.
     """
     if annotator.kind is not AnnotatorKind.HUMAN or count == 0:
         return 0
-    if session.exec(
-        select(Judgment.id).where(Judgment.annotator_id == annotator.id).limit(1)
-    ).first():
-        return 0
     first = session.exec(select(Round).order_by(col(Round.number)).limit(1)).first()
-    if (
-        first is None
-        or session.exec(select(Pair.id).where(Pair.annotator_id == annotator.id).limit(1)).first()
-    ):
+    if first is None:
         return 0
     pairs = session.exec(
         select(Pair)
@@ -127,23 +123,44 @@ def add_calibration(session: Session, annotator: Annotator, count: int) -> int:
         )
         .order_by(col(Pair.position))
     ).all()
-    people = select(Annotator.id).where(
-        Annotator.kind == AnnotatorKind.HUMAN, Annotator.id != annotator.id
-    )
-    ids = [pair.id for pair in pairs]
-    begun = [
+    copied = set(
         session.exec(
-            select(table.pair_id)
-            .where(col(table.pair_id).in_(ids), col(table.annotator_id).in_(people))
-            .limit(1)
-        ).first()
-        for table in (Judgment, Lease)
-    ]
-    if begun == [None, None]:
+            select(Pair.repeat_of).where(
+                Pair.annotator_id == annotator.id, Pair.purpose == Purpose.CALIBRATION
+            )
+        )
+    )
+    missing = [pair for pair in pairs if pair.id not in copied]
+    if not missing:
         return 0
-    for pair in pairs:
+    ids = [pair.id for pair in pairs]
+    me = annotator.id
+    mine = _pairs_of(session, Judgment, ids, col(Judgment.annotator_id) == me)
+    held = _pairs_of(session, Lease, ids, col(Lease.annotator_id) == me)
+    people = select(Annotator.id).where(Annotator.kind == AnnotatorKind.HUMAN, Annotator.id != me)
+    by_other = and_(
+        col(Judgment.annotator_id).in_(people), col(Judgment.verdict) != Verdict.SKIP, standing()
+    )
+    wanted = set(ids)
+    if mine or held:
+        wanted = _pairs_of(session, Judgment, ids, by_other)
+    elif not (
+        _pairs_of(session, Judgment, ids, col(Judgment.annotator_id).in_(people))
+        or _pairs_of(session, Lease, ids, col(Lease.annotator_id).in_(people))
+    ):
+        return 0
+    added = [pair for pair in missing if pair.id in wanted - mine - held]
+    for pair in added:
         _copy(session, pair, annotator, Purpose.CALIBRATION, swapped=False)
-    return len(pairs)
+    return len(added)
+
+
+def _pairs_of(
+    session: Session, table: Any, ids: list[int | None], condition: ColumnElement[bool]
+) -> set[int | None]:
+    """Return which of these pairs have a row in a table of judgments or leases."""
+    query = select(table.pair_id).where(col(table.pair_id).in_(ids), condition)
+    return set(session.exec(query.distinct()))
 
 
 def _copy(

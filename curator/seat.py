@@ -20,9 +20,11 @@ from curator.judgments import Said
 from curator.models import (
     Annotator,
     AnnotatorKind,
+    Bookmark,
     Candidate,
     Draft,
     Judgment,
+    Lease,
     Pair,
     Prompt,
     Round,
@@ -195,6 +197,32 @@ class Seat:
             )
         self.annotator = annotator
 
+    def rename(self, name: str) -> bool:
+        """Take another name, where nothing was judged under this one; tell whether it was taken.
+
+        Not where an annotator of that name is there already.
+        """
+        name = SURROGATE.sub("\ufffd", name)
+        with db.writing(self.workspace.engine) as session:
+            there = session.exec(select(Annotator.id).where(Annotator.name == name)).first()
+            if there is not None or not self._untouched(session):
+                return False
+            annotator = session.get_one(Annotator, self.annotator.id)
+            annotator.name = name
+        self.annotator = annotator
+        return True
+
+    def withdraw(self) -> None:
+        """Leave; where nothing was judged, no annotator stays behind either."""
+        with contextlib.suppress(CuratorError), db.writing(self.workspace.engine) as session:
+            queue.release(session, self.sitting)
+            if self._untouched(session):
+                for table in (Draft, Bookmark, Pair):
+                    mine = col(table.annotator_id) == self.annotator.id
+                    session.exec(delete(table).where(mine))
+                session.exec(delete(Annotator).where(col(Annotator.id) == self.annotator.id))
+        self.leave()
+
     def is_new(self) -> bool:
         """Tell whether this annotator has never judged, nor said who they are."""
         with db.reading(self.workspace.engine) as session:
@@ -212,6 +240,15 @@ class Seat:
             return Progress(newest.number, judged, newest.pairs, count)
 
     # --- inside a transaction ------------------------------------------------------------------
+
+    def _untouched(self, session: Session) -> bool:
+        """Whether this annotator has judged nothing, and has a pair on no other screen."""
+        me = self.annotator.id
+        judged = session.exec(select(Judgment.id).where(Judgment.annotator_id == me).limit(1))
+        elsewhere = select(Lease.pair_id).where(
+            Lease.annotator_id == me, Lease.sitting != self.sitting
+        )
+        return judged.first() is None and session.exec(elsewhere).first() is None
 
     def _next(self, session: Session) -> Shown | None:
         pair = queue.next_pair(session, self.annotator, self.sitting)

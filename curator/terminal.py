@@ -11,6 +11,7 @@ from typing import Any
 
 from curator import db, rounds, runs
 from curator.errors import BadData, CuratorError
+from curator.evaluation import FEWEST_TO_CONCLUDE
 from curator.models import Run
 from curator.run_watch import RunWatch
 from curator.safe_text import one_line, visible
@@ -149,8 +150,15 @@ def held_out_text(held_out: dict[str, Any]) -> str:
     return (
         f"held out: accuracy {held_out['rewards/accuracies']:.0%} ({low:.0%} to {high:.0%}), "
         f"margin {held_out['rewards/margins']:.2f} ({margin_low:.2f} to {margin_high:.2f}), "
-        f"n = {held_out['n']}."
+        f"n = {held_out['n']}{too_few_text(held_out['n'])}."
     )
+
+
+def too_few_text(n: int) -> str:
+    """Return, to stand behind n, that so few held-out preferences settle nothing; else nothing."""
+    if n >= FEWEST_TO_CONCLUDE:
+        return ""
+    return f"; under {FEWEST_TO_CONCLUDE} nothing can be concluded"
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

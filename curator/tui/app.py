@@ -119,22 +119,33 @@ class CuratorApp(App[None]):
             name, role, orientation = who
             try:
                 if name and name != self.seat.annotator.name:
-                    before, self.annotator_name = self.seat, name
-                    del self.seat
-                    try:
-                        self.annotator_name = self.seat.annotator.name
-                    except CuratorError:
-                        self.seat, self.annotator_name = before, before.annotator.name
-                        raise
-                    before.leave()
-                    for screen in self.screen_stack:
-                        if isinstance(screen, JudgeScreen):
-                            screen.show_who()
-                            screen.go_next()
+                    self.change_name(name)
                 self.seat.describe(role, orientation)
             except CuratorError as error:
                 self.complain(error)
         self.push_screen(PracticeScreen())
+
+    def change_name(self, name: str) -> None:
+        """Have the seat under another name: a new one, or that of an annotator known already.
+
+        Nobody stays behind under the name the app was opened with, where nothing was judged.
+        """
+        before = self.seat
+        if not before.rename(name):
+            self.annotator_name = name
+            del self.seat
+            try:
+                _ = self.seat
+            except CuratorError:
+                self.seat, self.annotator_name = before, before.annotator.name
+                raise
+            before.withdraw()
+        self.annotator_name = self.seat.annotator.name
+        for screen in self.screen_stack:
+            if isinstance(screen, JudgeScreen):
+                screen.show_who()
+                if self.seat is not before:
+                    screen.go_next()
 
     # --- what all screens share ------------------------------------------------------------------
 
@@ -276,7 +287,7 @@ class CuratorApp(App[None]):
 
     def tell(self, run: Run) -> str:
         """Return what a finished run brought, in one line."""
-        from curator.terminal import adapter_text, fit_text, pairs_text
+        from curator.terminal import adapter_text, fit_text, pairs_text, too_few_text
 
         metrics = run.metrics or {}
         parts = [f"the {run.action} is done"]
@@ -285,7 +296,7 @@ class CuratorApp(App[None]):
             low, high = held_out["rewards/accuracies_interval"]
             parts.append(
                 f"held-out accuracy {held_out['rewards/accuracies']:.0%} "
-                f"({low:.0%} to {high:.0%}, n = {held_out['n']})"
+                f"({low:.0%} to {high:.0%}, n = {held_out['n']}{too_few_text(held_out['n'])})"
             )
         elif held_out.get("note"):
             parts.append(str(held_out["note"]).rstrip("."))

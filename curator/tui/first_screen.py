@@ -13,7 +13,7 @@ from textual.screen import ModalScreen, Screen
 from textual.widgets import Input, Static
 
 from curator.safe_text import HIDDEN
-from curator.tui.judge_screen import JUDGES, SAID, key_hints
+from curator.tui.verdicts import JUDGES, SAID, key_hints
 from curator.tui.widgets import Conversation, KeyBar, Replies, Reply
 
 if TYPE_CHECKING:

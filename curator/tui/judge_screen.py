@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,36 +18,22 @@ from textual.screen import Screen
 from textual.widgets import Static
 
 from curator.errors import CuratorError
-from curator.safe_text import one_line, visible
+from curator.safe_text import visible
 from curator.tui.beside import Beside
 from curator.tui.messages import RunChanged
-from curator.tui.widgets import Conversation, HeaderBar, KeyBar, KeyHint, Replies, Reply, RunStrip
-from curator.verbs import VERBS, Verb
+from curator.tui.verdicts import JUDGES, SAID, key_hints
+from curator.tui.widgets import Conversation, HeaderBar, KeyBar, Replies, Reply, RunStrip
+from curator.verbs import VERBS
 from curator.words import LEASE_SECONDS, Said, Shown, Verdict, new_uuid, now
 
 if TYPE_CHECKING:
     from curator.tui.app import CuratorApp
     from curator.workflow import NextStep
 
-JUDGES: dict[str, tuple[str, int | None]] = {
-    "left_slightly": ("left", 1), "left_clearly": ("left", 2),
-    "right_slightly": ("right", 1), "right_clearly": ("right", 2),
-    "tie": ("tie", None), "both_bad": ("both_bad", None), "skip": ("skip", None),
-}  # fmt: skip
-SAID = {
-    ("left", 1): "A better", ("left", 2): "A clearly better",
-    ("right", 1): "B better", ("right", 2): "B clearly better",
-    ("tie", None): "a tie", ("both_bad", None): "both bad", ("skip", None): "skipped",
-}  # fmt: skip
 NARROW, LEAST_WIDTH, LEAST_HEIGHT = 100, 60, 16
 TALL = 30
 DEAF_SECONDS = 0.3
 PAINT_SECONDS = 0.1
-
-
-def key_hints(verbs: tuple[Verb, ...]) -> list[KeyHint]:
-    """Return the verbs as the key bar shows them."""
-    return [KeyHint(v.key, v.says, v.short, f"verb('{v.name}')") for v in verbs]
 
 
 class JudgeScreen(Screen[None]):
@@ -187,12 +172,8 @@ class JudgeScreen(Screen[None]):
         self.query_one("#left", Reply).show(pair.left)
         self.query_one("#right", Reply).show(pair.right)
         if pair.earlier is not None:
-            earlier = pair.earlier
-            self.beside = Beside(
-                earlier.tags_left, earlier.tags_right, earlier.note, earlier.flagged,
-                pair.rewrite, earlier.red_flags or None,
-            )  # fmt: skip
-            self.mark(earlier.verdict, "earlier")
+            self.beside = Beside.of(pair.earlier, pair.rewrite)
+            self.mark(pair.earlier.verdict, "earlier")
         self.beside = self.besides.get(pair.pair_id, self.beside)
         self.show_marks()
         self.shown_at, self.shown_clock = now(), time.monotonic()
@@ -210,19 +191,7 @@ class JudgeScreen(Screen[None]):
         rubric, beside = self.app.workspace.rubric, self.beside
         self.query_one("#left", Reply).because(rubric.labels(beside.tags_left))
         self.query_one("#right", Reply).because(rubric.labels(beside.tags_right))
-        parts = []
-        if beside.rewrite is not None:
-            letter = "A" if beside.rewrite.side is Verdict.LEFT else "B"
-            parts.append(f"rewrite of {letter} goes with your pick")
-        elif self.pair is not None and {"rewrite_left", "rewrite_right"} & set(self.pair.drafts):
-            parts.append("a rewrite was begun")
-        if beside.note:
-            parts.append(f"note: {one_line(beside.note, 24)}")
-        elif self.pair is not None and "note" in self.pair.drafts:
-            parts.append("a note was begun")
-        if beside.flagged:
-            parts.append("⚑ flagged")
-        text = " · ".join(parts)
+        text = beside.marks(self.pair.drafts if self.pair is not None else {})
         self.query_one("#marks", Static).update(Content.from_text(text, markup=False))
 
     def show_empty(self) -> None:
@@ -367,26 +336,6 @@ class JudgeScreen(Screen[None]):
             self.notice(
                 f"{judged} judged: enough for a first round. Press {key}, then enter; judge on."
             )
-
-    def go(self, find: Callable[[], Shown | None], none: str) -> None:
-        """Show the pair that `find` returns, or say that there is none."""
-        try:
-            pair = find()
-        except CuratorError as error:
-            self.notice(str(error), failed=True)
-            return
-        if pair is None:
-            self.notice(none)
-            return
-        self.show(pair)
-        if pair.earlier is not None:
-            said = SAID.get((str(pair.earlier.verdict), pair.earlier.strength), "")
-            self.notice(
-                f"pair {pair.round}.{pair.number}; it is: {said}. Judge again to change it."
-            )
-        else:
-            other = "; another person has judged it" if pair.by_another else ""
-            self.notice(f"pair {pair.round}.{pair.number}{other}")
 
     # --- runs ----------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from curator.errors import CuratorError
 from curator.safe_text import HIDDEN
 from curator.tui.panels import LinePanel, RedFlagsPanel, Tags, TagsPanel
 from curator.tui.rewrite_screen import RewriteScreen
+from curator.tui.verdicts import SAID
 from curator.words import Rewrite, Shown, Verdict
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 def undo(screen: JudgeScreen) -> None:
     """Take the last judgment back and show its pair again."""
-    from curator.tui.judge_screen import SAID
-
     try:
         pair = screen.app.seat.undo()
     except CuratorError as error:
@@ -160,6 +159,25 @@ def _nothing_new(pair: Shown) -> set[str]:
     return {"", *(HIDDEN.sub("", text).strip() for text in (pair.left, pair.right))}
 
 
+def _show_found(screen: JudgeScreen, find: Callable[[], Shown | None], none: str) -> None:
+    """Show the pair that `find` returns, or say that there is none."""
+    try:
+        pair = find()
+    except CuratorError as error:
+        screen.notice(str(error), failed=True)
+        return
+    if pair is None:
+        screen.notice(none)
+        return
+    screen.show(pair)
+    if pair.earlier is not None:
+        said = SAID.get((str(pair.earlier.verdict), pair.earlier.strength), "")
+        screen.notice(f"pair {pair.round}.{pair.number}; it is: {said}. Judge again to change it.")
+    else:
+        other = "; another person has judged it" if pair.by_another else ""
+        screen.notice(f"pair {pair.round}.{pair.number}{other}")
+
+
 def go_to(screen: JudgeScreen) -> None:
     """Ask for a pair's number and go there."""
 
@@ -171,7 +189,11 @@ def go_to(screen: JudgeScreen) -> None:
             screen.notice(f"{text!r} is no pair: a number, or round and number as 2.17.")
             return
         seat, turn_number = screen.app.seat, int(turn[:9]) if turn else None
-        screen.go(lambda: seat.go_to(int(number[:9]), turn_number), f"there is no pair {text}.")
+        _show_found(
+            screen,
+            lambda: seat.go_to(int(number[:9]), turn_number),
+            f"there is no pair {text}.",
+        )
 
     hint = "a number, or round and number as 2.17 · enter  go · esc  stay"
     screen.app.push_screen(LinePanel("Go to pair", "", hint), go)
@@ -190,7 +212,7 @@ def following(screen: JudgeScreen) -> None:
 def _beside(screen: JudgeScreen, step: int, none: str) -> None:
     if screen.pair is not None:
         pair_id = screen.pair.pair_id
-        screen.go(lambda: screen.app.seat.beside(pair_id, step), none)
+        _show_found(screen, lambda: screen.app.seat.beside(pair_id, step), none)
 
 
 def next_unjudged(screen: JudgeScreen) -> None:
@@ -204,7 +226,7 @@ def history(screen: JudgeScreen) -> None:
 
     def open_pair(pair_id: int | None) -> None:
         if pair_id is not None:
-            screen.go(lambda: screen.app.seat.open(pair_id), "that pair is gone.")
+            _show_found(screen, lambda: screen.app.seat.open(pair_id), "that pair is gone.")
 
     screen.app.push_screen(HistoryScreen(), open_pair)
 

@@ -12,6 +12,7 @@ from textual.screen import Screen
 from textual.widgets import DataTable, Static
 
 from curator.errors import CuratorError
+from curator.evaluation import FEWEST_TO_CONCLUDE
 from curator.run_watch import sparkline
 from curator.safe_text import one_line
 from curator.tui.messages import RunChanged
@@ -75,7 +76,7 @@ class RoundsScreen(Screen[None]):
         table.clear()
         for row in round_rows(facts):
             table.add_row(*(Text(cell) for cell in row))
-        lines = waiting_lines(facts)
+        lines = few_lines(facts) + waiting_lines(facts)
         if not self.app.run_watch:
             lines.append(self.step.text)
         text = "\n".join(lines)
@@ -152,6 +153,15 @@ def rate(figure: dict[str, Any] | None) -> str:
         return "–"
     low, high = figure["interval"]
     return f"{figure['value']:.0%}  ({low:.0%} to {high:.0%})"
+
+
+def few_lines(facts: dict[str, Any]) -> list[str]:
+    """Return a line that says so where an accuracy shown rests on too few to conclude from."""
+    writers = {each["written_by"] for each in facts["rounds"]}
+    shown = [a["held_out"] for a in facts["adapters"] if a["adapter"] in writers]
+    if any("rewards/accuracies" in h and h["n"] < FEWEST_TO_CONCLUDE for h in shown):
+        return [f"Held-out accuracy: from n under {FEWEST_TO_CONCLUDE} nothing can be concluded."]
+    return []
 
 
 def waiting_lines(facts: dict[str, Any]) -> list[str]:

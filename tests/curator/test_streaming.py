@@ -14,7 +14,7 @@ from sqlmodel import select
 from curator import db, rounds, store, workflow
 from curator.adapters import accept, refuse
 from curator.judgments import Said
-from curator.models import Adapter, Candidate, Pair, Prompt, Round, RunState, Verdict, new_uuid
+from curator.models import Adapter, Candidate, Pair, Prompt, Round, Run, RunState, Verdict, new_uuid
 from curator.preferences import preferences
 from curator.seat import take_seat
 from curator.tui.app import CuratorApp
@@ -158,6 +158,32 @@ def test_refusing_an_adapter_under_way_keeps_the_rest_back_and_accepting_opens_i
     with db.reading(prompted.engine) as session:
         pairs = session.exec(select(Pair)).all()
     assert len({pair.prompt_id for pair in pairs if pair.round_id == pairs[-1].round_id}) == 4
+
+
+def test_what_was_left_out_before_a_refusal_is_counted_once(
+    prompted: Workspace, fake_trainer: Fake
+) -> None:
+    fake_trainer("ok")
+    wait(prompted, rounds.start_run(prompted, "generate").folder)
+    judge_all(prompted)
+    fake_trainer("stream-long")
+    started = rounds.start_run(prompted, "round", prompts=4)
+    so_far(prompted)
+    with db.reading(prompted.engine) as session:
+        current, newest = store.current_adapter(session), store.newest_round(session)
+    assert current is not None and newest is not None and newest.adapter_id == current.id
+    before = newest.left_out
+    assert sum(before.values()) > 0, "nothing was left out before the refusal"
+    refuse(prompted, current.name, None)
+    (started.folder / "go").touch()
+    run = wait(prompted, started.folder)
+    assert (run.metrics or {})["pairs"]["held_back"]
+    accept(prompted, current.name)
+    with db.reading(prompted.engine) as session:
+        turn, told = session.get_one(Round, newest.id), session.get_one(Run, run.id).metrics
+    assert turn.left_out == told["pairs"]["left_out"]
+    assert sum(turn.left_out.values()) == sum(before.values()) + 1  # the last prompt's long reply
+    assert turn.pairs == told["pairs"]["made"]
 
 
 def test_the_app_shows_the_first_pairs_while_the_run_goes_on(
