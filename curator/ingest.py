@@ -215,7 +215,7 @@ def open_held_back(session: Session, workspace: Workspace, adapter: Adapter) -> 
     for run in session.exec(query).all():
         pairs = (run.metrics or {}).get("pairs", {})
         held = pairs.get("held_back")
-        if not held:
+        if not isinstance(held, dict):  # none, or noted by an earlier version without the prompts
             continue
         replies: dict[int, list[Candidate]] = {}
         written = select(Candidate).where(Candidate.run_id == run.id).order_by(col(Candidate.id))
