@@ -224,7 +224,7 @@ def open_held_back(session: Session, workspace: Workspace, adapter: Adapter) -> 
         # The others were taken in while the run went on, before the adapter was refused.
         found = [(session.get_one(Prompt, n), replies.get(n, [])) for n in held["prompts"]]
         found.sort(key=lambda f: pairing.side_seed(workspace.config.seed, f[0].sha256))
-        left_out = Counter(held["left_out"])
+        left_out: Counter[str] = Counter(held["left_out"])
         opened = _open_round(session, workspace, run, found, left_out, pairs["strategy"])
         rest = {name: value for name, value in pairs.items() if name != "held_back"}
         newly = left_out - Counter(held["left_out"])

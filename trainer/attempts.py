@@ -55,7 +55,7 @@ def with_less_memory(
             gradient_checkpointing=True,
         )
         return less, "one pair at a time, activations recomputed"
-    if device.kind == "cuda" and tied and not settings.host_embedding:
+    if device.kind == "cuda" and tied and settings.host_embedding is None:
         return replace(settings, host_embedding=True), "embedding in host memory"
     if device.kind == "cuda" and not settings.activation_offloading:
         return replace(settings, activation_offloading=True), "checkpoints in host memory"
@@ -182,11 +182,13 @@ class Attempts:
         plan = self.plan if attempt == 1 and world_size() == 1 else None
         if plan is not None and settings != self.request.train:
             plan = plan.with_settings(settings)
-        with trainable(base), sharing(trainer, settings.prefix_sharing, self.emit):
+        with trainable(base):
+            # Without sharing, as the plan counts it: pairs may share nothing.
             figures = fitting.check_plan(trainer, self.device, plan, self.emit)
-            if settings.reference_once:
-                self._reference_once(trainer, settings)
-            metrics = dpo.train(trainer, found.path if found else None)
+            with sharing(trainer, settings.prefix_sharing, self.emit):
+                if settings.reference_once:
+                    self._reference_once(trainer, settings)
+                metrics = dpo.train(trainer, found.path if found else None)
         if attempt > 1:
             metrics["attempts"] = attempt
         if is_first():
@@ -198,7 +200,7 @@ class Attempts:
     def _reference_once(self, trainer: Any, settings: TrainSettings) -> None:
         store = reference.store_for(
             self.folder, replace(self.request, train=settings), self.base_sha256,
-            self.parent_sha256, self.device, self._warn,
+            self.parent_sha256, self.device, trainer.model.config, self._warn,
         )  # fmt: skip
         reference.precompute(trainer, store, self.emit)
 

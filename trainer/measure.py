@@ -127,7 +127,7 @@ def dry_step(trainer: Any, device: Device) -> int:
         inputs = trainer._prepare_inputs(trainer.data_collator([row]))
         # As DPOTrainer.training_step does: without it nothing would go to the host's memory here.
         with trainer.maybe_activation_offload_context:
-            with trainer.compute_loss_context_manager():
+            with trainer.accelerator.autocast(), trainer.compute_loss_context_manager():
                 loss = trainer.compute_loss(model, inputs)
             loss.backward()
     model.zero_grad(set_to_none=True)

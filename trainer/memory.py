@@ -150,6 +150,8 @@ class Plan:
     """Every tier tried: its name and its total."""
     basis: tuple[Shape, str, Machine] | None = None
     """What was planned for: the model's sizes, its quantization, the machine."""
+    loading: int = 0
+    """Bytes that loading takes, before anything can leave the card."""
 
     @property
     def total(self) -> int:
@@ -172,7 +174,8 @@ class Plan:
         shape, quantization, machine = self.basis
         parts = parts_of(shape, settings, quantization, machine)
         return replace(
-            self, parts=parts, fits=sum(parts.values()) <= self.free, settings=settings,
+            self, parts=parts, settings=settings,
+            fits=max(sum(parts.values()), self.loading) <= self.free,
             length=settings.max_length, tier=AS_BEFORE, reason="a checkpoint was made so",
         )  # fmt: skip
 
@@ -253,13 +256,16 @@ def plan(shape: Shape, settings: TrainSettings, quantization: str, machine: Mach
             "matrix of its own. Leave the setting out."
         )
     tried: list[tuple[str, int]] = []
+    loading = loading_bytes(shape, quantization, machine)
 
     def attempt(tier: str, changed: TrainSettings, reason: str) -> Plan:
         parts = parts_of(shape, changed, quantization, machine)
         total = sum(parts.values())
         tried.append((tier, total))
-        fits = max(total, loading_bytes(shape, quantization, machine)) <= machine.free
-        return Plan(parts, machine.free, fits, tier, reason, changed.max_length, changed)
+        fits = max(total, loading) <= machine.free
+        return Plan(
+            parts, machine.free, fits, tier, reason, changed.max_length, changed, loading=loading
+        )
 
     first = HOST_EMBEDDING if settings.host_embedding and machine.device == "cuda" else RESIDENT
     found = attempt(first, settings, "everything fits as it is")
@@ -270,7 +276,8 @@ def plan(shape: Shape, settings: TrainSettings, quantization: str, machine: Mach
         together = settings.batch_size * settings.gradient_accumulation
         settings = replace(settings, batch_size=1, gradient_accumulation=together)
         found = attempt(ONE_PAIR, settings, "a batch of several pairs does not fit")
-    if not found.fits and shape.tied and machine.device == "cuda" and first == RESIDENT:
+    leaves = shape.tied and machine.device == "cuda" and settings.host_embedding is None
+    if not found.fits and leaves:
         settings = replace(settings, host_embedding=True)
         found = attempt(HOST_EMBEDDING, settings, "the embedding must leave the card")
     changed = settings
@@ -279,7 +286,7 @@ def plan(shape: Shape, settings: TrainSettings, quantization: str, machine: Mach
         left = "the layers' checkpoints must leave the card"
         found = attempt(OFFLOAD, changed, f"{left} too" if settings.host_embedding else left)
     for length in LENGTHS:
-        if found.fits:
+        if found.fits or loading > machine.free:  # a shorter length helps no loading
             break
         if length < settings.max_length:
             shorter = replace(changed, max_length=length)
@@ -304,10 +311,10 @@ def loading_bytes(shape: Shape, quantization: str, machine: Machine) -> int:
 
 def refusal(name: str, found: Plan, alternatives: list[str]) -> str:
     """Return the line that says what does not fit, by how much, and what would."""
-    line = (
-        f"{name} does not fit: {gb(found.total)} at {found.length} tokens, {gb(found.free)} free "
-        "(an estimate)."
-    )
+    takes = f"{gb(found.total)} at {found.length} tokens"
+    if found.loading > found.free:
+        takes = f"loading takes {gb(found.loading)}"
+    line = f"{name} does not fit: {takes}, {gb(found.free)} free (an estimate)."
     if alternatives:
         return f"{line} What would: {', '.join(alternatives)}."
     return f"{line} Use a machine with more memory."

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -274,15 +274,14 @@ def sharing(trainer: Any, wanted: bool, emit: Emit) -> Iterator[PrefixSharing | 
     if reason is None:
         wrapper = PrefixSharing(base)
         try:
-            if not is_exact(trainer, wrapper):
-                reason = "on a pair of these preferences it gives other numbers with this model"
+            reason = tried(trainer, wrapper)
         except BaseException:
             wrapper.remove()
             raise
-    if reason is not None:
-        if wrapper is not None:
+        if reason is not None:
             wrapper.remove()
             wrapper = None
+    if reason:
         emit("warning", message=f"no prefix sharing: {reason}. The prompt is computed twice.")
     try:
         yield wrapper
@@ -305,39 +304,66 @@ def refusal(base: Any) -> str | None:
     return None
 
 
-def is_exact(trainer: Any, wrapper: PrefixSharing) -> bool:
-    """Tell whether the longest real pair gives the same log-probabilities both ways.
+def tried(trainer: Any, wrapper: PrefixSharing) -> str | None:
+    """Try both ways on real pairs; return why they are not shared, or None.
 
-    Two passes without gradients, before the first step: a mask that is not heeded would spoil a
-    training without any other sign. They are taken as in training, which with TRL has no dropout:
-    put to evaluation, bitsandbytes packs 4-bit weights for a CPU that has AVX512-BF16, and no
-    gradient comes through these any more.
+    The reason is empty where no pair is long enough in its prompt to be shared at all. Two pairs
+    are tried, the longest and the shortest of those that are, together if training puts several
+    through at once. Passes without gradients, before the first step: a mask that is not heeded
+    would spoil a training without any other sign. They are taken as in training, which with TRL has
+    no dropout.
     """
-    import torch
-
-    row = trainer.train_dataset[longest_row(trainer.train_dataset)]
-    inputs = trainer._prepare_inputs(trainer.data_collator([row]))
-    model = trainer.model
-    labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
-    names = ("input_ids", "attention_mask")
-    given = {**{name: inputs[name] for name in names}, "labels": labels, "use_cache": False}
-    was_training = model.training
-    model.train()
+    rows = [row for row in trainer.train_dataset if _pays(row, trainer.args.max_length)]
+    if not rows:
+        return ""
+    ends = [rows[longest_row(rows)], min(rows, key=lambda row: len(row["prompt_ids"]))]
+    several = trainer.args.per_device_train_batch_size > 1
+    was_training = trainer.model.training
+    trainer.model.train()
     try:
-        with torch.no_grad(), trainer.compute_loss_context_manager():
-            ours = model(**given, fused_lm_head=True).log_probs
-            if wrapper.shared == 0:
-                return True
-            wrapper.active = False
-            stock = model(**given, fused_lm_head=True).log_probs
+        exact = all(
+            _alike(trainer, wrapper, b) for b in ([ends] if several else [[e] for e in ends])
+        )
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         if out_of_memory(error):
             raise  # no verdict: training tries again with less
-        return False
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        return f"this model does not take its rows ({said[:200]})"
     finally:
         wrapper.active = True
         wrapper.shared = wrapper.stock = 0
-        model.train(was_training)
+        trainer.model.train(was_training)
+    return (
+        None if exact else "on a pair of these preferences it gives other numbers with this model"
+    )
+
+
+def _pays(row: Mapping[str, Any], most: int | None) -> bool:
+    """Tell whether a pair of tokens, cut at `most`, would be put through as one row."""
+    prompt = len(row["prompt_ids"])
+    chosen, rejected = (prompt + len(row[f"{side}_ids"]) for side in ("chosen", "rejected"))
+    if most is not None:
+        chosen, rejected = min(chosen, most), min(rejected, most)
+    # The last token of the prompt is there twice.
+    return chosen + rejected - prompt + 1 <= PAYS * 2 * max(chosen, rejected)
+
+
+def _alike(trainer: Any, wrapper: PrefixSharing, rows: list[Any]) -> bool:
+    """Tell whether a batch has the same log-probabilities both ways; true if it is not shared."""
+    import torch
+
+    inputs = trainer._prepare_inputs(trainer.data_collator(rows))
+    labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+    names = ("input_ids", "attention_mask")
+    given = {**{name: inputs[name] for name in names}, "labels": labels, "use_cache": False}
+    before = wrapper.shared
+    with torch.no_grad(), trainer.accelerator.autocast(), trainer.compute_loss_context_manager():
+        wrapper.active = True
+        ours = trainer.model(**given, fused_lm_head=True).log_probs
+        if wrapper.shared == before:
+            return True
+        wrapper.active = False
+        stock = trainer.model(**given, fused_lm_head=True).log_probs
     quantised = getattr(wrapper.model.config, "quantization_config", None) is not None
     full = wrapper.model.dtype == torch.float32 and not quantised
     apart = (ours - stock).abs().sum() / (labels != -100).sum().clamp(min=1)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoints import LIBRARIES
-from trainer.contract import CHECKPOINTS, Request, canonical_json, sha256_text
+from trainer.contract import CHECKPOINTS, Request, canonical_json, sha256_file, sha256_text
 from trainer.model import Device, trainable
 from trainer.processes import rank, world_size
 from trainer.scoring import in_batches
@@ -40,6 +40,8 @@ COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")  # TRL's
 BATCH_PAIRS = 8
 # A file of the cache larger than this is none of ours: some 300,000 pairs.
 MOST_BYTES = 64 * 2**20
+# What a configuration says of where it came from, and what changes while a model is trained.
+NAMING = ("_name_or_path", "transformers_version", "architectures", "use_cache")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -47,17 +49,24 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def conditions(
-    request: Request, base_sha256: str, adapter_sha256: str | None, device: Device
+    request: Request,
+    base_sha256: str,
+    adapter: tuple[str, str] | None,
+    device: Device,
+    config: Any,
 ) -> str:
     """Return the SHA-256 of all but its tokens that decides a pair's reference.
 
-    `adapter_sha256` is of the adapter that is the reference (None: the base alone).
+    `adapter`: digests of the weights and of the adapter_config.json of the adapter that is the
+    reference (None: the base alone). `config` is the model's: the same weights under another rope
+    or window are another model.
     """
     from importlib.metadata import version
 
     decides = {
         "base": base_sha256,
-        "adapter": adapter_sha256,
+        "adapter": adapter,
+        "config": _shape(config),
         "max_length": request.train.max_length,
         "quantization": request.quantization,
         "dtype": str(device.dtype),
@@ -65,6 +74,12 @@ def conditions(
         "versions": {name: version(name) for name in LIBRARIES},
     }
     return sha256_text(canonical_json(decides))
+
+
+def _shape(config: Any) -> dict[str, Any]:
+    """Return a configuration but for what only names it."""
+    told: dict[str, Any] = json.loads(config.get_text_config().to_json_string(use_diff=False))
+    return {name: told[name] for name in told if name not in NAMING}
 
 
 def pair_sha256(row: Mapping[str, Any]) -> str:
@@ -88,7 +103,8 @@ class Store:
                 if not path.is_file() or path.stat().st_size > MOST_BYTES:
                     damaged += 1
                     continue
-                for line in path.read_bytes().splitlines():
+                # What follows the last line's end is still being written, or was torn.
+                for line in path.read_bytes().rpartition(b"\n")[0].splitlines():
                     found = _parse(line)
                     if found is None:
                         damaged += 1
@@ -118,12 +134,16 @@ class Store:
 
 def store_for(
     folder: Path, request: Request, base_sha256: str, adapter_sha256: str | None, device: Device,
-    say: Callable[[str], None],
+    config: Any, say: Callable[[str], None],
 ) -> Store:  # fmt: skip
     """Return the store a request names, or one that goes when the run's checkpoints go."""
     kept = request.reference_cache
     place = folder / kept if kept is not None else folder / CHECKPOINTS / "reference"
-    return Store(place, conditions(request, base_sha256, adapter_sha256, device), say)
+    adapter = None
+    if request.adapter is not None and adapter_sha256 is not None:
+        card = folder / request.adapter / "adapter_config.json"
+        adapter = adapter_sha256, sha256_file(card)
+    return Store(place, conditions(request, base_sha256, adapter, device, config), say)
 
 
 def _make_private(folder: Path) -> None:

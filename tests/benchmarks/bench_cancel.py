@@ -13,13 +13,17 @@ from tests.benchmarks.harness import Figure, main
 from tests.trainer.conftest import GENERATE, PROMPTS, preference_rows, run_folder
 from trainer import contract
 
-# What is under way when it is told, and the event that shows it.
-DURING = {"tokenising": "loaded", "training": "step", "generating": "loaded"}
+# What is under way when it is told, and the event (and phase) that shows it.
+DURING: dict[str, tuple[str, str | None]] = {
+    "tokenising": ("loaded", None), "reference": ("progress", "reference"),
+    "training": ("step", None), "generating": ("loaded", None),
+}  # fmt: skip
 
 
 def cancelled(place: Path, during: str) -> float:
     """Return the seconds from the signal to the end of the process."""
-    rows = preference_rows(6000 if during == "tokenising" else 8, split="train")
+    many = during in ("tokenising", "reference")
+    rows = preference_rows(6000 if many else 8, split="train")
     folder = run_folder(
         place / during, rows, action="generate" if during == "generating" else "train",
         model=str(place / "model"), train={"max_steps": 4000},
@@ -30,7 +34,11 @@ def cancelled(place: Path, during: str) -> float:
         [sys.executable, "-P", "-m", "trainer", str(folder)],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    while not any(e["event"] == DURING[during] for e in contract.read_events(folder)[0]):
+    event, phase = DURING[during]
+    while not any(
+        e["event"] == event and phase in (None, e.get("phase"))
+        for e in contract.read_events(folder)[0]
+    ):
         if child.poll() is not None:
             raise RuntimeError(f"the run ended with {child.returncode} before it was told to")
         time.sleep(0.01)
@@ -43,7 +51,7 @@ def cancelled(place: Path, during: str) -> float:
 
 
 def figures() -> list[Figure]:
-    """Cancel a run at each of three places; the longest counts."""
+    """Cancel a run at each of four places; the longest counts."""
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         tiny.save_gemma(place / "model")

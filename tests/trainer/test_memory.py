@@ -90,6 +90,14 @@ def test_what_is_loaded_whole_must_fit_before_it_leaves_the_card() -> None:
     machine = replace(CARD, free=3_050_000_000)
     found = planned("gemma-3-4b-it", max_length=256, machine=machine)
     assert not found.fits and found.total < machine.free
+    assert "loading takes 3.10 GB, 3.05 GB free" in memory.refusal("x", found, [])
+    assert not [tier for tier, _ in found.tiers if tier.startswith("shorter")]  # helps no loading
+
+
+def test_the_embedding_stays_where_it_is_asked_to_stay() -> None:
+    found = planned("gemma-3-4b-it", host_embedding=False)
+    assert HOST_EMBEDDING not in dict(found.tiers) and found.tier == OFFLOAD
+    assert found.settings.host_embedding is False
 
 
 def test_a_matrix_of_its_own_is_not_streamed() -> None:

@@ -126,6 +126,14 @@ def test_a_run_has_it_and_a_switch_turns_it_off(
     assert len(made) == 1 and made[0].shared >= 4 and not made[0].active
 
 
+def unheeded(config: Any, rows: Any, at: Any, dtype: Any) -> Any:
+    """Return masks as they come out in a model that does not heed them: everything is seen."""
+    import torch
+
+    mask = torch.zeros(*rows.ids.shape, rows.ids.shape[1], dtype=dtype)[:, None]
+    return dict.fromkeys(config.layer_types, mask)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -139,8 +147,6 @@ def test_a_run_has_it_and_a_switch_turns_it_off(
 def test_where_a_model_does_not_take_it_training_is_stock_and_says_so(
     tmp_path: Path, gemma: Path, change: Any, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torch
-
     request = Request(action="train", model=str(gemma), quantization="none",
                       train=TrainSettings(**SETTINGS))  # fmt: skip
     device, told = model.choose_device(), []
@@ -152,18 +158,39 @@ def test_where_a_model_does_not_take_it_training_is_stock_and_says_so(
     forward = base.forward
     if change is not None:
         change(base.config)
-    else:  # a model that does not heed the mask
-
-        def unheeded(config: Any, rows: Any, at: Any, dtype: Any) -> Any:
-            mask = torch.zeros(*rows.ids.shape, rows.ids.shape[1], dtype=dtype)[:, None]
-            return dict.fromkeys(config.layer_types, mask)
-
+    else:
         monkeypatch.setattr(prefix_sharing, "attention_mask", unheeded)
     with sharing(trainer, True, lambda event, **values: told.append((event, values))) as wrapper:
         assert wrapper is None and base.forward is forward
     [(event, values)] = told
     assert event == "warning" and said in values["message"]
     assert values["message"].startswith("no prefix sharing: ")
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("prompts", [0, 4])
+def test_it_is_tried_on_pairs_that_are_shared_not_on_the_longest(
+    tmp_path: Path, gemma: Path, batch_size: int, prompts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A short prompt under long replies is not shared, and says nothing of the others."""
+    long = [{"role": "assistant", "content": f"{n} neighbours and trees. " * 20} for n in range(12)]
+    short = [{"role": "user", "content": "Hm?"}]
+    rows = [{**row, "prompt": short, "chosen": [long[n]], "rejected": [long[-n - 1]]}
+            for n, row in enumerate(preference_rows(4))]  # fmt: skip
+    rows += preference_rows(prompts)
+    request = Request(
+        action="train", model=str(gemma), quantization="none",
+        train=TrainSettings(**{**SETTINGS, "max_length": 500, "batch_size": batch_size}),
+    )  # fmt: skip
+    device, told = model.choose_device(), []
+    trainer = dpo.make_trainer(
+        model.load_base(request, gemma, device), model.load_tokenizer(gemma, "tiny"),
+        dpo.Preferences(rows, [], 0, ""), request, device, tmp_path, lambda *_, **__: None,
+    )  # fmt: skip
+    monkeypatch.setattr(prefix_sharing, "attention_mask", unheeded)
+    with sharing(trainer, True, lambda event, **values: told.append(values)) as wrapper:
+        assert wrapper is None
+    assert len(told) == (1 if prompts else 0)  # with nothing to share there is nothing to say
 
 
 def test_a_checkpoint_is_gone_on_from_with_it_on_or_off() -> None:

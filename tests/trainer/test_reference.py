@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import shutil
 import stat
@@ -16,6 +17,7 @@ import pytest
 from tests import tiny
 from tests.trainer.bare_trl import bare_trainer
 from tests.trainer.conftest import Rows, manifest_of, preference_rows, run_folder
+from tests.trainer.test_streamed_head import TIED
 from trainer import contract, reference
 from trainer.__main__ import perform
 from trainer.contract import Request, TrainSettings
@@ -87,8 +89,11 @@ def test_twenty_steps_equal_stock_trl(tmp_path: Path, family: str) -> None:
     place = tmp_path / "model"
     tiny.save_family(place, family)
     rows = rows_to_train_on(24)
-    ours = train(tmp_path / "run", place, rows, train=SETTINGS)
+    ours = [train(tmp_path / "run", place, rows, train=SETTINGS)]
     assert computed(tmp_path / "run") == 24
+    if family in TIED:  # all there is, together
+        settings = {**SETTINGS, "host_embedding": True}
+        ours.append(train(tmp_path / "host" / "run", place, rows, train=settings))
     request = Request(
         action="train", model=str(place), seed=7, quantization="none",
         train=TrainSettings(**SETTINGS),
@@ -100,10 +105,11 @@ def test_twenty_steps_equal_stock_trl(tmp_path: Path, family: str) -> None:
     stock = bare_trainer(model, tokenizer, rows, request, device, tmp_path / "stock")
     stock.train()
     theirs = [row for row in stock.state.log_history if "loss" in row]
-    assert len(ours) == len(theirs) == 20
-    for mine, stocks in zip(ours, theirs, strict=True):
-        for name in ("loss", "rewards/margins"):
-            assert mine[name] == pytest.approx(stocks[name], abs=1e-3)
+    assert len(theirs) == 20
+    for run in ours:
+        for mine, stocks in zip(run, theirs, strict=True):
+            for name in ("loss", "rewards/margins"):
+                assert mine[name] == pytest.approx(stocks[name], abs=1e-3)
     assert abs(theirs[-1]["rewards/margins"]) > 0.02  # it learned: the comparison says something
 
 
@@ -195,9 +201,14 @@ def test_another_base_adapter_length_or_precision_is_not_mistaken(
 ) -> None:
     other = tiny.save_gemma(tmp_path / "other-model", seed=1)
     chained = {**SHORT, "strategy": "chained"}
+    rougher = tmp_path / "rougher"  # the same weights, computed otherwise
+    shutil.copytree(gemma, rougher)
+    config = json.loads((rougher / "config.json").read_text())
+    (rougher / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.1}))
     runs: dict[str, tuple[Path, dict[str, Any]]] = {
         "base": (gemma, {}),
         "other": (other, {}),
+        "config": (rougher, {}),
         "length": (gemma, {"train": {**SHORT, "max_length": 200}}),
         "nf4": (gemma, {"quantization": "nf4"}),
         "one": (gemma, {"train": chained, "adapter": str(adapters[0])}),

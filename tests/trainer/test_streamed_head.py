@@ -11,17 +11,8 @@ from typing import Any
 import pytest
 
 from tests import tiny
-from tests.trainer.conftest import (
-    GENERATE,
-    PROMPTS,
-    TRAIN,
-    evaluated,
-    manifest_of,
-    preference_rows,
-    rows_of,
-)
+from tests.trainer.conftest import TRAIN, preference_rows
 from trainer import contract, dpo, model
-from trainer.__main__ import perform
 from trainer.contract import Request, TrainSettings
 
 pytestmark = pytest.mark.train
@@ -315,60 +306,6 @@ def test_nothing_counts_moves_or_saves_the_matrix_but_us(tmp_path: Path) -> None
     with pytest.raises(RuntimeError, match="have no gradient"):
         text.get_output_embeddings()(hidden)
     assert torch.equal(matrix, whole.get_input_embeddings().weight)
-
-
-# --- a whole round --------------------------------------------------------------------------------
-
-
-def test_a_round_trains_evaluates_and_writes_from_host_memory(tmp_path: Path, gemma: Path) -> None:
-    found = {}
-    for host in (False, True):
-        folder = evaluated(
-            tmp_path / str(host), gemma, action="round", quantization="none",
-            train={**TRAIN, "host_embedding": host},
-        )  # fmt: skip
-        assert perform(folder) == 0
-        found[host] = manifest_of(folder), rows_of(folder), rows_of(folder, contract.CANDIDATES)
-    (plain, plain_rows, plain_texts), (ours, our_rows, our_texts) = found[False], found[True]
-    assert ours["model"]["parameters"] == plain["model"]["parameters"]
-    assert ours["train"]["loss"] == pytest.approx(plain["train"]["loss"], abs=1e-4)
-    for name in ("rewards/margins", "rewards/accuracies"):
-        assert ours["held_out"][name] == pytest.approx(plain["held_out"][name], abs=1e-3)
-    assert len(our_rows) == len(plain_rows) and len(our_texts) == 6
-    assert [row["text"] for row in our_texts] == [row["text"] for row in plain_texts]
-
-
-def test_replies_are_scored_and_written_as_by_the_resident_model(
-    tmp_path: Path, adapters: tuple[Path, Path], gemma: Path
-) -> None:
-    from trainer import generate
-    from trainer.scoring import Completion, Scorer
-
-    tokenizer = model.load_tokenizer(gemma, "tiny")
-    groups = [
-        tuple(Completion([*range(6, 6 + n), *tail], n) for tail in ([40, 41, 42], [50, 51]))
-        for n in (5, 9, 90)
-    ]
-    scores, replies = [], []
-    for host in (False, True):
-        request = Request(
-            action="generate", model="tiny", quantization="none",
-            train=TrainSettings(host_embedding=host),
-        )  # fmt: skip
-        base: Any = model.load_base(request, gemma, model.choose_device())
-        peft = model.attach_adapter(base, adapters[0])
-        said: list[str] = []
-        scores.append(Scorer(peft, said.append).score(groups))
-        assert not said
-        jobs = generate.plain_jobs([(row["id"], row["prompt"]) for row in PROMPTS])
-        settings = contract.from_dict(contract.GenerateSettings, GENERATE)
-        settings = model.with_sampling(settings, base.generation_config)
-        drawn = generate.sample(peft, tokenizer, jobs, settings, 3)
-        replies.append([reply.ids for batch in drawn for reply in batch])
-    assert replies[0] == replies[1] and len(replies[0]) == len(PROMPTS)
-    for ours, theirs in zip(scores[1], scores[0], strict=True):
-        for mine, their in zip(ours, theirs, strict=True):
-            assert mine == pytest.approx(their, abs=1e-5)
 
 
 def test_out_of_memory_the_embedding_leaves_the_card_before_anything_is_cut() -> None:

@@ -83,9 +83,9 @@ class TrainSettings:
     the same numbers, with less to compute the longer the prompt. False: twice, as stock TRL."""
     completions_only: bool = True
     """Put only the replies' tokens through the head where TRL would put all (without Triton)."""
-    host_embedding: bool = False
-    """Keep a tied embedding in host memory and stream the head in tiles; set by the plan where
-    the card is too small. On a CPU it saves nothing, and works."""
+    host_embedding: bool | None = None
+    """Keep a tied embedding in host memory and stream the head in tiles. None: where the plan
+    finds the card too small; false: never. On a CPU it saves nothing, and works."""
     reference_once: bool = True
     """Compute the reference log-probabilities of a pair once, not at each of its steps; see the
     request's `reference_cache`."""
