@@ -107,7 +107,8 @@ def a_round() -> Figure:
     peer = (
         f"bare TRL DPOTrainer, reference at each step, 3 epochs both: {took['ours']:.0f} s against "
         f"{took['stock']:.0f} s once each; random Gemma 3, {SIZES['num_hidden_layers']} layers × "
-        f"{SIZES['hidden_size']}, fp32, no prefix sharing, ours with the head on replies alone, {os.cpu_count()} cores"
+        f"{SIZES['hidden_size']}, fp32, no prefix sharing, "
+        f"ours with the head on replies alone, {os.cpu_count()} cores"
     )
     name = f"a round of {PREFERENCES} preferences, {NEW} of them new"
     return Figure(name, took["ours"] / took["stock"], 0.75, peer)
