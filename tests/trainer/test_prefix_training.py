@@ -173,14 +173,14 @@ def test_it_is_tried_on_pairs_that_are_shared_not_on_the_longest(
     tmp_path: Path, gemma: Path, batch_size: int, prompts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A short prompt under long replies is not shared, and says nothing of the others."""
-    long = [{"role": "assistant", "content": f"{n} neighbours and trees. " * 20} for n in range(12)]
+    long = [{"role": "assistant", "content": f"{n} " + "trees and roads. " * 99} for n in range(12)]
     short = [{"role": "user", "content": "Hm?"}]
     rows = [{**row, "prompt": short, "chosen": [long[n]], "rejected": [long[-n - 1]]}
             for n, row in enumerate(preference_rows(4))]  # fmt: skip
     rows += preference_rows(prompts)
     request = Request(
         action="train", model=str(gemma), quantization="none",
-        train=TrainSettings(**{**SETTINGS, "max_length": 500, "batch_size": batch_size}),
+        train=TrainSettings(**{**SETTINGS, "max_length": 1900, "batch_size": batch_size}),
     )  # fmt: skip
     device, told = model.choose_device(), []
     trainer = dpo.make_trainer(
