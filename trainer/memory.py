@@ -7,7 +7,7 @@ own size ("4 GB"), which is binary as on its box.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -257,45 +257,46 @@ def plan(shape: Shape, settings: TrainSettings, quantization: str, machine: Mach
         )
     tried: list[tuple[str, int]] = []
     loading = loading_bytes(shape, quantization, machine)
-
-    def attempt(tier: str, changed: TrainSettings, reason: str) -> Plan:
+    found = None
+    for tier, changed, reason in _tiers(shape, settings, machine, loading):
         parts = parts_of(shape, changed, quantization, machine)
         total = sum(parts.values())
         tried.append((tier, total))
-        fits = max(total, loading) <= machine.free
-        return Plan(
-            parts, machine.free, fits, tier, reason, changed.max_length, changed, loading=loading
-        )
+        found = Plan(
+            parts, machine.free, max(total, loading) <= machine.free, tier, reason,
+            changed.max_length, changed, tuple(tried), (shape, quantization, machine), loading,
+        )  # fmt: skip
+        if found.fits:
+            return found
+    assert found is not None
+    return replace(found, reason="nothing that can be run here fits")
 
-    first = HOST_EMBEDDING if settings.host_embedding and machine.device == "cuda" else RESIDENT
-    found = attempt(first, settings, "everything fits as it is")
-    if not found.fits and not _checkpointing(settings, machine):
+
+def _tiers(
+    shape: Shape, settings: TrainSettings, machine: Machine, loading: int
+) -> Iterator[tuple[str, TrainSettings, str]]:
+    """Yield the tiers in the order they are tried: name, settings, why it is come to."""
+    on_gpu, asked = machine.device == "cuda", settings
+    first = HOST_EMBEDDING if settings.host_embedding and on_gpu else RESIDENT
+    yield first, settings, "everything fits as it is"
+    if not _checkpointing(settings, machine):
         settings = replace(settings, gradient_checkpointing=True)
-        found = attempt(RECOMPUTED, settings, "what the layers keep for the way back does not fit")
-    if not found.fits and settings.batch_size > 1:
+        yield RECOMPUTED, settings, "what the layers keep for the way back does not fit"
+    if settings.batch_size > 1:
         together = settings.batch_size * settings.gradient_accumulation
         settings = replace(settings, batch_size=1, gradient_accumulation=together)
-        found = attempt(ONE_PAIR, settings, "a batch of several pairs does not fit")
-    leaves = shape.tied and machine.device == "cuda" and settings.host_embedding is None
-    if not found.fits and leaves:
+        yield ONE_PAIR, settings, "a batch of several pairs does not fit"
+    if shape.tied and on_gpu and settings.host_embedding is None:
         settings = replace(settings, host_embedding=True)
-        found = attempt(HOST_EMBEDDING, settings, "the embedding must leave the card")
-    changed = settings
-    if not found.fits and machine.device == "cuda":
-        changed = replace(settings, activation_offloading=True, gradient_checkpointing=True)
+        yield HOST_EMBEDDING, settings, "the embedding must leave the card"
+    if on_gpu:
+        settings = replace(settings, activation_offloading=True, gradient_checkpointing=True)
         left = "the layers' checkpoints must leave the card"
-        found = attempt(OFFLOAD, changed, f"{left} too" if settings.host_embedding else left)
-    for length in LENGTHS:
-        if found.fits or loading > machine.free:  # a shorter length helps no loading
-            break
-        if length < settings.max_length:
-            shorter = replace(changed, max_length=length)
-            found = attempt(
-                f"{SHORTER} {length}", shorter, f"{settings.max_length} tokens do not fit"
-            )
-    if not found.fits:
-        found = replace(found, reason="nothing that can be run here fits")
-    return replace(found, tiers=tuple(tried), basis=(shape, quantization, machine))
+        yield OFFLOAD, settings, f"{left} too" if settings.host_embedding else left
+    for length in LENGTHS if loading <= machine.free else ():  # it helps no loading
+        if length < asked.max_length:
+            shorter = replace(settings, max_length=length)
+            yield f"{SHORTER} {length}", shorter, f"{asked.max_length} tokens do not fit"
 
 
 def loading_bytes(shape: Shape, quantization: str, machine: Machine) -> int:
