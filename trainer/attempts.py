@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from trainer import checkpoints, dpo, fitting, memory, reference
 from trainer.contract import Request, TrainSettings, to_json
 from trainer.model import Device, attach_adapter, template_sha256, trainable
+from trainer.preferences import Preferences
 from trainer.prefix_sharing import sharing
 from trainer.processes import is_first, world_size
 from trainer.scoring import out_of_memory
@@ -73,7 +74,7 @@ class Attempts:
         folder: Path,
         request: Request,
         tokenizer: PreTrainedTokenizerBase,
-        preferences: dpo.Preferences,
+        preferences: Preferences,
         device: Device,
         base_sha256: str,
         parent_sha256: str | None,

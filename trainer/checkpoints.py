@@ -32,6 +32,7 @@ from trainer.contract import (
 )
 
 CARD = "checkpoint.json"
+SCHEMA = 2
 # One beside the newest, should that turn out to be broken.
 KEPT = 2
 # What training goes on from. The rest (tokenizer, the pickled arguments, a card) is made anew.
@@ -142,7 +143,7 @@ def publish(
             path.unlink()
     files = {p.relative_to(temporary).as_posix(): sha256_file(p) for p in _files(temporary)}
     card = {
-        "schema": 2, "step": step, "attempt": attempt, "fingerprint": mark,
+        "schema": SCHEMA, "step": step, "attempt": attempt, "fingerprint": mark,
         "settings": to_json(settings), "files": files,
     }  # fmt: skip
     write_whole(temporary / CARD, json.dumps(card, indent=1))
@@ -189,6 +190,9 @@ def latest(
     for path in _newest_first(folder):
         try:
             card = _verified(path)
+            if card["schema"] != SCHEMA:
+                tell(f"the checkpoint {path.name} is another version's; passed over.")
+                continue
             settings = from_dict(TrainSettings, card["settings"], "settings")
         except (OSError, ValueError, KeyError, TypeError) as error:
             tell(f"the checkpoint {path.name} is broken ({error}); passed over.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,110 +15,20 @@ from trainer.checkpoints import publish_folder
 from trainer.contract import (
     ADAPTER_CARD,
     ASSUMED_FLIPS,
-    FEWEST_HELD_OUT,
-    FEWEST_PREFERENCES,
     FEWEST_TO_STOP,
     ContractError,
     Request,
     TrainSettings,
-    canonical_json,
-    check_messages,
-    read_rows,
     sha256_file,
-    sha256_rows,
 )
 from trainer.model import LORA_TARGETS, TRAINED, Device, fit_messages, has_system_role
+from trainer.preferences import Preferences
 from trainer.processes import world_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Emit = Callable[..., None]
-
-
-@dataclass(frozen=True)
-class Preferences:
-    """Preference rows, split by prompt; each row is TRL's conversational prompt/chosen/rejected.
-
-    Held-out rows keep the id and family they came with (or None) beside it.
-    """
-
-    train: list[dict[str, Any]]
-    held_out: list[dict[str, Any]]
-    identical: int
-    sha256: str
-
-
-def read_preferences(
-    path: Path, settings: TrainSettings, seed: int, trains: bool = True
-) -> Preferences:
-    """Read and split preference rows.
-
-    Rows keep the `split` they carry (train, held_out). If none carries one, `held_out_share` of
-    the *prompts* are held out by a seeded draw, so that no prompt is on both sides. A row whose
-    two replies are equal is dropped and counted. Raises ContractError naming path and line, or
-    saying that the preferences are too few.
-    """
-    rows: list[dict[str, Any]] = []
-    splits: list[str | None] = []
-    names: list[dict[str, str | None]] = []
-    identical = 0
-    for number, row in read_rows(path):
-        where = f"{path}, line {number}"
-        checked = {
-            "prompt": check_messages(row.get("prompt"), ("user",), f"{where}: prompt"),
-            "chosen": check_messages(row.get("chosen"), ("assistant",), f"{where}: chosen"),
-            "rejected": check_messages(row.get("rejected"), ("assistant",), f"{where}: rejected"),
-        }
-        if row.get("split") not in (None, "train", "held_out"):
-            raise ContractError(f"{where}: split is {row['split']!r}; it is train or held_out.")
-        if checked["chosen"] == checked["rejected"]:
-            identical += 1
-            continue
-        rows.append(checked)
-        splits.append(row.get("split"))
-        names.append({name: _name(row.get(name)) for name in ("id", "family")})
-    if trains and len(rows) < FEWEST_PREFERENCES:
-        raise ContractError(
-            f"{path}: {len(rows)} preferences; a round needs at least {FEWEST_PREFERENCES}. "
-            "Judge more pairs first."
-        )
-    if not any(splits):
-        splits = list(_draw_split(rows, settings.held_out_share, seed))
-    elif not all(splits):
-        raise ContractError(f"{path}: some rows have a split and some have none. Give all one.")
-    _check_apart(path, rows, splits)
-    train = [row for row, split in zip(rows, splits, strict=True) if split != "held_out"]
-    held_out = [
-        {**row, **name}
-        for row, name, split in zip(rows, names, splits, strict=True)
-        if split == "held_out"
-    ]
-    if trains and not train:
-        raise ContractError(f"{path}: every row is held out; none is left to train on.")
-    return Preferences(train, held_out, identical, sha256_rows(rows))
-
-
-def _name(value: Any) -> str | None:
-    """Return an id or family from outside as a text that can be written, or None."""
-    text = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
-    return text.encode("utf-8", "replace").decode() or None
-
-
-def _check_apart(path: Path, rows: list[dict[str, Any]], splits: list[str | None]) -> None:
-    side_of: dict[str, str | None] = {}
-    for row, split in zip(rows, splits, strict=True):
-        if side_of.setdefault(canonical_json(row["prompt"]), split) != split:
-            raise ContractError(
-                f"{path}: one prompt is in train and in held_out; split by prompt, not by row."
-            )
-
-
-def _draw_split(rows: list[dict[str, Any]], share: float, seed: int) -> list[str]:
-    prompts = sorted({canonical_json(row["prompt"]) for row in rows})
-    random.Random(seed).shuffle(prompts)
-    held_out = set(prompts[: round(share * len(prompts))])
-    return ["held_out" if canonical_json(r["prompt"]) in held_out else "train" for r in rows]
 
 
 def make_trainer(
@@ -133,7 +42,6 @@ def make_trainer(
     with that and keeps a frozen copy of it as reference. `publish(folder, step)` is given each
     checkpoint as transformers saved it, in the first process.
     """
-    import torch
     from datasets import Dataset
     from peft import LoraConfig, PeftModel
     from transformers import PrinterCallback
@@ -142,22 +50,11 @@ def make_trainer(
     from trainer import fused_head, streamed_head
 
     settings = request.train
-    system_role = has_system_role(tokenizer)
     rows, held_out = (
-        [
-            {name: row[name] for name in ("chosen", "rejected")}
-            | {"prompt": fit_messages(row["prompt"], None, system_role)}
-            for row in given
-        ]
+        _dataset_rows(given, has_system_role(tokenizer))
         for given in (preferences.train, preferences.held_out)
     )
-    stops = bool(settings.early_stopping_patience) and len(held_out) >= FEWEST_TO_STOP
-    if settings.early_stopping_patience and not stops:
-        emit(
-            "warning",
-            message=f"no early stopping: {len(held_out)} held-out preferences, and fewer than "
-            f"{FEWEST_TO_STOP} tell too little.",
-        )
+    stops = _stops_early(settings, len(held_out), emit)
     fresh = LoraConfig(
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
@@ -181,18 +78,48 @@ def make_trainer(
         trainer.add_callback(stopping(settings.early_stopping_patience, emit))
     trainer.remove_callback(PrinterCallback)  # stdout carries events, nothing else
     trainer.create_model_card = lambda *_, **__: None  # asked for with every checkpoint
+    _prepare_adapters(trainer.model, device)
+    _keep_dtypes_on_loading(trainer)
+    return trainer
+
+
+def _dataset_rows(given: list[dict[str, Any]], system_role: bool) -> list[dict[str, Any]]:
+    return [
+        {name: row[name] for name in ("chosen", "rejected")}
+        | {"prompt": fit_messages(row["prompt"], None, system_role)}
+        for row in given
+    ]
+
+
+def _stops_early(settings: TrainSettings, held_out: int, emit: Emit) -> bool:
+    """Return whether training may stop early; if asked for with too few held out, say so."""
+    stops = bool(settings.early_stopping_patience) and held_out >= FEWEST_TO_STOP
+    if settings.early_stopping_patience and not stops:
+        emit(
+            "warning",
+            message=f"no early stopping: {held_out} held-out preferences, and fewer than "
+            f"{FEWEST_TO_STOP} tell too little.",
+        )
+    return stops
+
+
+def _prepare_adapters(model: Any, device: Device) -> None:
+    """Give the adapter the types it is trained in, and its frozen copy what a reference needs."""
+    import torch
+
     if device.dtype == torch.float32:
         # TRL turns a quantised model's LoRA into bf16, meant for bf16 autocast. Without autocast
         # that would only round small updates away, so keep full precision here.
-        for parameter in trainer.model.parameters():
+        for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-    for name, parameter in trainer.model.named_parameters():
+    for name, parameter in model.named_parameters():
         if ".ref." in name:  # TRL's copy: in the policy's type, so that both start out equal
-            trained = trainer.model.get_parameter(name.replace(".ref.", f".{TRAINED}."))
+            trained = model.get_parameter(name.replace(".ref.", f".{TRAINED}."))
             parameter.data = parameter.data.to(trained.dtype)
-    _keep_dtypes_on_loading(trainer)
-    return trainer
+    for name, module in model.named_modules():
+        if name.endswith("lora_dropout.ref") and isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # a reference is without chance
 
 
 def _keep_dtypes_on_loading(trainer: Any) -> None:
@@ -226,6 +153,7 @@ def _arguments(
     return DPOConfig(
         output_dir=str(output),
         beta=settings.beta,
+        disable_dropout=not settings.lora_dropout,  # TRL's default would undo what was asked for
         loss_type=list(settings.loss),
         loss_weights=list(settings.loss_weights),
         label_smoothing=_label_smoothing(settings),
@@ -387,13 +315,3 @@ def publish_adapter(
         return weights
     publish_folder(temporary, target)
     return weights
-
-
-def held_out_note(n: int) -> str | None:
-    """Return why a round with n held-out preferences is not evaluated, or None when it is."""
-    if n >= FEWEST_HELD_OUT:
-        return None
-    return (
-        f"trained without evaluation: {n} held-out preferences, and fewer than "
-        f"{FEWEST_HELD_OUT} tell nothing."
-    )

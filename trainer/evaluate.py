@@ -218,7 +218,10 @@ def evaluate(
     Prompts that are too long are left out and said, in a warning event each kind.
     """
     work = _prepare(tokenizer, inputs, request, emit)
-    scorer = Scorer(policies.model, partial(_warn, emit), request.generate.batch_size)
+    scorer = Scorer(
+        policies.model, partial(_warn, emit), request.generate.batch_size,
+        share=request.train.prefix_sharing,
+    )  # fmt: skip
     progress = _counted(work.units(len(policies.names)), emit)
     seconds: dict[str, float] = {}
     rows: dict[str, list[Row]] = {}

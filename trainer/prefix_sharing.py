@@ -292,6 +292,8 @@ def sharing(trainer: Any, wanted: bool, emit: Emit) -> Iterator[PrefixSharing | 
 
 def refusal(base: Any) -> str | None:
     """Return why a base model cannot share prefixes, in words, or None."""
+    from torch.nn import Dropout
+
     config = base.config.get_text_config()
     if config.model_type not in (*ONE_MASK, *ONE_WINDOWED, *MASK_A_KIND):
         return f"models of type {config.model_type} have not been tried with it"
@@ -299,6 +301,8 @@ def refusal(base: Any) -> str | None:
         return "this model looks both ways"
     if getattr(config, "attention_dropout", 0):
         return "its attention drops out at random"
+    if any(isinstance(module, Dropout) and module.p > 0 for module in base.modules()):
+        return "train.lora_dropout would drop the same of the prompt for both replies"
     if config._attn_implementation not in ATTENTION:
         return f"{config._attn_implementation} takes no mask of its own"
     return None
@@ -310,8 +314,8 @@ def tried(trainer: Any, wrapper: PrefixSharing) -> str | None:
     The reason is empty where no pair is long enough in its prompt to be shared at all. Two pairs
     are tried, the longest and the shortest of those that are, together if training puts several
     through at once. Passes without gradients, before the first step: a mask that is not heeded
-    would spoil a training without any other sign. They are taken as in training, which with TRL has
-    no dropout.
+    would spoil a training without any other sign. They are taken as in training; a model that drops
+    out at random has been refused before.
     """
     rows = [row for row in trainer.train_dataset if _pays(row, trainer.args.max_length)]
     if not rows:
@@ -321,9 +325,8 @@ def tried(trainer: Any, wrapper: PrefixSharing) -> str | None:
     was_training = trainer.model.training
     trainer.model.train()
     try:
-        exact = all(
-            _alike(trainer, wrapper, b) for b in ([ends] if several else [[e] for e in ends])
-        )
+        batches = [ends] if several else [[each] for each in ends]
+        reasons = [_apart(trainer, wrapper, batch) for batch in batches]
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         if out_of_memory(error):
             raise  # no verdict: training tries again with less
@@ -333,9 +336,7 @@ def tried(trainer: Any, wrapper: PrefixSharing) -> str | None:
         wrapper.active = True
         wrapper.shared = wrapper.stock = 0
         trainer.model.train(was_training)
-    return (
-        None if exact else "on a pair of these preferences it gives other numbers with this model"
-    )
+    return next((reason for reason in reasons if reason), None)
 
 
 def _pays(row: Mapping[str, Any], most: int | None) -> bool:
@@ -348,8 +349,8 @@ def _pays(row: Mapping[str, Any], most: int | None) -> bool:
     return chosen + rejected - prompt + 1 <= PAYS * 2 * max(chosen, rejected)
 
 
-def _alike(trainer: Any, wrapper: PrefixSharing, rows: list[Any]) -> bool:
-    """Tell whether a batch has the same log-probabilities both ways; true if it is not shared."""
+def _apart(trainer: Any, wrapper: PrefixSharing, rows: list[Any]) -> str | None:
+    """Return why a batch is not put through as stock TRL does it, or None if it is alike."""
     import torch
 
     inputs = trainer._prepare_inputs(trainer.data_collator(rows))
@@ -361,10 +362,15 @@ def _alike(trainer: Any, wrapper: PrefixSharing, rows: list[Any]) -> bool:
         wrapper.active = True
         ours = trainer.model(**given, fused_lm_head=True).log_probs
         if wrapper.shared == before:
-            return True
+            if len(rows) == 1:
+                return "its rows come in another way than the one known here"
+            # Together they may not pay, where each does.
+            return next((why for row in rows if (why := _apart(trainer, wrapper, [row]))), None)
         wrapper.active = False
         stock = trainer.model(**given, fused_lm_head=True).log_probs
     quantised = getattr(wrapper.model.config, "quantization_config", None) is not None
     full = wrapper.model.dtype == torch.float32 and not quantised
     apart = (ours - stock).abs().sum() / (labels != -100).sum().clamp(min=1)
-    return bool(apart <= (EXACT if full else ROUNDED))  # false for NaN too
+    if apart <= (EXACT if full else ROUNDED):  # false for NaN too
+        return None
+    return "on a pair of these preferences it gives other numbers with this model"

@@ -17,6 +17,7 @@ from trainer.contract import ContractError, Request
 from trainer.measure import Peak, machine_here, model_bytes, resident
 from trainer.memory import Plan, plan, refusal, shape_of
 from trainer.model import Device
+from trainer.preferences import Preferences
 from trainer.presets import PRESETS, Preset, preset
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def _run(
     rows = list(_rows(request.train.max_length, request.train.max_steps or 1, request.seed))
     emit("phase", phase="train")
     trainer = dpo.make_trainer(
-        model, tokenizer, dpo.Preferences(rows, [], 0, ""), request, device, folder / "work", emit
+        model, tokenizer, Preferences(rows, [], 0, ""), request, device, folder / "work", emit
     )
     began = time.monotonic()
     with Peak(device, start) as training:

@@ -258,15 +258,20 @@ def _rests(
 
 
 class Scorer:
-    """Scores groups of replies on one model; tries once whether its cache can be shared."""
+    """Scores groups of replies on one model; tries once whether its cache can be shared.
 
-    def __init__(self, model: Any, say: Say, batch_size: int | None = None) -> None:
+    share=False: nothing is tried, and each reply is scored with its whole prompt.
+    """
+
+    def __init__(
+        self, model: Any, say: Say, batch_size: int | None = None, share: bool = True
+    ) -> None:
         self.model = model
         self.say = say
         on_cpu = model.device.type == "cpu"
         self.size = batch_size or (CPU_BATCH if on_cpu else default_batch_size(model))
         self.vocabulary = int(model.config.get_text_config().vocab_size)
-        self.shares: bool | None = None
+        self.shares: bool | None = None if share else False
 
     def score(
         self, groups: Sequence[Group], progress: Callable[[int], None] = lambda done: None

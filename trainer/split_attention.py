@@ -85,22 +85,21 @@ def _split(
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
-    **_: Any,
+    enable_gqa: bool = False,
 ) -> torch.Tensor:
     """Return the attention of (B, heads, W, size) tensors; zeros where a row is padding."""
     rows = []
+    how: dict[str, Any] = {"dropout_p": dropout_p, "scale": scale, "enable_gqa": enable_gqa}
     for n, (span, trunk, branch) in enumerate(attn_mask.parts):
         end = span.chosen + span.rejected - span.fork
         q, k, v = (each[n : n + 1, :, :end] for each in (query, key, value))
         head, tail = slice(0, span.chosen), slice(span.chosen, end)
         chosen = scaled_dot_product_attention(
             q[:, :, head], k[:, :, head], v[:, :, head],
-            attn_mask=trunk, dropout_p=dropout_p, is_causal=trunk is None, scale=scale,
+            attn_mask=trunk, is_causal=trunk is None, **how,
         )  # fmt: skip
         seen, said = (torch.cat([each[:, :, : span.fork], each[:, :, tail]], 2) for each in (k, v))
-        rejected = scaled_dot_product_attention(
-            q[:, :, tail], seen, said, attn_mask=branch, dropout_p=dropout_p, scale=scale
-        )
+        rejected = scaled_dot_product_attention(q[:, :, tail], seen, said, attn_mask=branch, **how)
         row = torch.cat([chosen, rejected], 2)
         rows.append(pad(row, (0, 0, 0, query.shape[2] - end)))
     return torch.cat(rows) if len(rows) > 1 else rows[0]

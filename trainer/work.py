@@ -26,12 +26,12 @@ from trainer.contract import (
     write_manifest,
     write_rows,
 )
+from trainer.preferences import Preferences, held_out_note, read_preferences
 from trainer.processes import is_first, part, world_size
 
 ERRANDS = ("pull", "models", "plan", "rehearse")
 
 if TYPE_CHECKING:
-    from trainer.dpo import Preferences
     from trainer.evaluate import Inputs
     from trainer.memory import Plan
     from trainer.model import Device
@@ -133,14 +133,14 @@ class Work:
         self.compare_sha256 = self._check_adapter(request.compare, request.compare_sha256)
 
     def _read_inputs(self, trains: bool) -> None:
-        from trainer import dpo, evaluate
+        from trainer import evaluate
 
         request = self.request
         path = self.folder / request.pairs
         if not (trains or request.adapter or request.compare or path.exists()):
-            self.preferences = dpo.Preferences([], [], 0, "")  # the base has no margin to measure
+            self.preferences = Preferences([], [], 0, "")  # the base has no margin to measure
         else:
-            self.preferences = dpo.read_preferences(path, request.train, request.seed, trains)
+            self.preferences = read_preferences(path, request.train, request.seed, trains)
         if self.preferences.identical:
             n = self.preferences.identical
             self.emit("warning", message=f"{n} rows with two equal replies were left out.")
@@ -229,7 +229,7 @@ class Work:
         return policies
 
     def evaluate(self) -> None:
-        from trainer import dpo, evaluate
+        from trainer import evaluate
 
         policies = self._policies()
         found = evaluate.evaluate(policies, self.tokenizer, self.inputs, self.request, self.emit)
@@ -237,7 +237,7 @@ class Work:
         write_rows(self.folder / EVALUATION, found.rows)
         self.manifest["evaluation"] = found.summary
         margins = found.margins()
-        note = dpo.held_out_note(len(margins))
+        note = held_out_note(len(margins))
         if ADAPTER not in policies.names:
             note = "no adapter was evaluated: the base has no margin against itself."
         if note:

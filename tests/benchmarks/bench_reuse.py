@@ -9,6 +9,8 @@ import contextlib
 import dataclasses
 import io
 import os
+import shutil
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +21,7 @@ from tests.benchmarks.harness import Figure, main, paired
 from tests.trainer.bare_trl import bare_trainer
 from trainer.__main__ import QUIET
 from trainer.contract import GenerateSettings, Request, TrainSettings
+from trainer.preferences import Preferences
 
 DEMO = Path(__file__).parents[2] / "data" / "demo_model" / "model"
 SIZES = {
@@ -61,57 +64,80 @@ def settings() -> TrainSettings:
     return TrainSettings(prefix_sharing=False)
 
 
-def a_round() -> Figure:
-    """Time the training of a round, as a run does it, and TRL's own; models loaded before."""
-    from transformers import set_seed
+class _Rounds:
+    """Trains rounds in a folder, our way and stock TRL's; models are loaded before the clock."""
 
-    from trainer import dpo
-    from trainer.attempts import Attempts
-    from trainer.model import choose_device, load_base, load_tokenizer
+    def __init__(self, place: Path) -> None:
+        from trainer.model import choose_device, load_tokenizer
 
-    rows, device, took = preferences(), choose_device(), {}
-    with tempfile.TemporaryDirectory() as name:
-        place = Path(name)
-        model = save_model(place / "model")
-        tokenizer = load_tokenizer(model, "bench")
+        self.place, self.device, self.rows = place, choose_device(), preferences()
+        self.model = save_model(place / "model")
+        self.tokenizer = load_tokenizer(self.model, "bench")
+        self.runs = 0
+
+    def _ready(self, **train: Any) -> tuple[Request, Any, Path]:
+        from transformers import set_seed
+
+        from trainer.model import load_base
+
+        self.runs += 1
+        folder = self.place / str(self.runs)
+        folder.mkdir()
         request = Request(
-            action="train", model=str(model), quantization="none", train=settings(),
-            reference_cache="../cache",
+            action="train", model=str(self.model), quantization="none",
+            train=dataclasses.replace(settings(), **train), reference_cache="../cache",
         )  # fmt: skip
+        model = load_base(request, self.model, self.device)
+        set_seed(0)
+        return request, model, folder
 
-        def ours(given: list[dict[str, Any]], run: str, **train: Any) -> float:
-            folder = place / run
-            folder.mkdir()
-            asked = dataclasses.replace(request, train=dataclasses.replace(request.train, **train))
-            base = load_base(request, model, device)
-            set_seed(0)
-            found = dpo.Preferences(given, [], 0, "")
-            start = time.perf_counter()
-            Attempts(
-                folder, asked, tokenizer, found, device, "base", None, lambda *_, **__: None
-            ).train(base)
-            return time.perf_counter() - start
+    def ours(self, rows: int = PREFERENCES, **train: Any) -> float:
+        """Return the seconds a round took, with what an earlier one left in the cache."""
+        from trainer.attempts import Attempts
 
-        def stock(run: str, **train: Any) -> float:
-            asked = dataclasses.replace(request, train=dataclasses.replace(request.train, **train))
-            base = load_base(request, model, device)
-            set_seed(0)
-            start = time.perf_counter()
-            bare_trainer(base, tokenizer, rows, asked, device, place / run, saves=True).train()
-            return time.perf_counter() - start
+        request, model, folder = self._ready(**train)
+        found = Preferences(self.rows[:rows], [], 0, "")
+        start = time.perf_counter()
+        Attempts(
+            folder, request, self.tokenizer, found, self.device, "base", None,
+            lambda *_, **__: None,
+        ).train(model)  # fmt: skip
+        return time.perf_counter() - start
 
-        stock("warm", max_steps=1)
+    def stock(self, **train: Any) -> float:
+        """Return the seconds that stock TRL took on the same rows."""
+        request, model, folder = self._ready(**train)
+        start = time.perf_counter()
+        bare_trainer(
+            model, self.tokenizer, self.rows, request, self.device, folder, saves=True
+        ).train()
+        return time.perf_counter() - start
+
+    def after_the_last(self, before: Path) -> float:
+        """Return the seconds of our round once more, with the cache as it was `before` it."""
+        shutil.rmtree(self.place / "cache")
+        shutil.copytree(before, self.place / "cache")
+        return self.ours()
+
+
+def a_round(runs: int = 3) -> Figure:
+    """Time the training of a round, as a run does it, and TRL's own, in turn."""
+    with tempfile.TemporaryDirectory() as name:
+        rounds, before = _Rounds(Path(name)), Path(name) / "before"
+        rounds.stock(max_steps=1)
         # The round before: one pass over its pairs fills the cache and warms up.
-        ours(rows[: PREFERENCES - NEW], "before", epochs=1.0)
-        took["ours"], took["stock"] = ours(rows, "ours"), stock("stock")
+        rounds.ours(PREFERENCES - NEW, epochs=1.0)
+        shutil.copytree(Path(name) / "cache", before)
+        pairs = [(rounds.after_the_last(before), rounds.stock()) for _ in range(runs)]
+    ours, stock = (statistics.median(side) for side in zip(*pairs, strict=True))
     peer = (
-        f"bare TRL DPOTrainer, reference at each step, 3 epochs both: {took['ours']:.0f} s against "
-        f"{took['stock']:.0f} s once each; random Gemma 3, {SIZES['num_hidden_layers']} layers × "
+        f"stock TRL 1.16, reference at each step, 3 epochs both: {ours:.0f} s against "
+        f"{stock:.0f} s; random Gemma 3, {SIZES['num_hidden_layers']} layers × "
         f"{SIZES['hidden_size']}, fp32, no prefix sharing, "
         f"ours with the head on replies alone, {os.cpu_count()} cores"
     )
     name = f"a round of {PREFERENCES} preferences, {NEW} of them new"
-    return Figure(name, took["ours"] / took["stock"], 0.75, peer)
+    return Figure(name, statistics.median(a / b for a, b in pairs), 0.75, peer)
 
 
 def candidates() -> Figure:
@@ -151,7 +177,7 @@ def candidates() -> Figure:
         tokens["single"] = written
         return time.perf_counter() - start
 
-    ratio, mine, theirs = paired(ours, single, runs=2)
+    ratio, mine, theirs = paired(ours, single, runs=3)
     peer = (
         f"single generate calls: {mine:.1f} s against {theirs:.1f} s; {tokens['ours']} and "
         f"{tokens['single']} tokens, {len(jobs)} candidates, {os.cpu_count()} cores"

@@ -15,6 +15,7 @@ from trainer import dpo
 from trainer.contract import Request, TrainSettings
 from trainer.measure import Peak
 from trainer.model import Device, load_base, load_tokenizer
+from trainer.preferences import read_preferences
 from trainer.prefix_sharing import sharing
 
 
@@ -28,7 +29,7 @@ def main(model_path: str, pairs_path: str, length: str, steps: str) -> None:
     with Peak(device, 0) as peak, tempfile.TemporaryDirectory() as out:
         set_seed(request.seed)
         base = load_base(request, folder, device)
-        preferences = dpo.read_preferences(Path(pairs_path), settings, request.seed)
+        preferences = read_preferences(Path(pairs_path), settings, request.seed)
         trainer = dpo.make_trainer(
             base, load_tokenizer(folder, "the bench's"), preferences, request, device, Path(out),
             lambda *_, **__: None,

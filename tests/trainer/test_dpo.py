@@ -13,6 +13,7 @@ import pytest
 from tests.trainer.conftest import Run, preference_rows, run_folder
 from trainer import contract, dpo
 from trainer.contract import ContractError, TrainSettings
+from trainer.preferences import Preferences, read_preferences
 
 pytestmark = pytest.mark.train
 
@@ -65,7 +66,7 @@ def test_lora_moves_and_the_quantised_base_does_not(tmp_path: Path, gemma: Path)
     model = load_base(request, gemma, device)
     assert sum(isinstance(module, Linear4bit) for module in model.modules()) == 14
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    preferences = dpo.Preferences(preference_rows(12), [], 0, "")
+    preferences = Preferences(preference_rows(12), [], 0, "")
     trainer = dpo.make_trainer(
         model, load_tokenizer(gemma, "tiny"), preferences, request, device, tmp_path / "work",
         lambda *_, **__: None,
@@ -143,7 +144,7 @@ def test_rows_that_cannot_be_trained_on_are_refused(
     path = tmp_path / "pairs.jsonl"
     contract.write_rows(path, rows)
     with pytest.raises(ContractError) as caught:
-        dpo.read_preferences(path, TrainSettings(), 0)
+        read_preferences(path, TrainSettings(), 0)
     assert said in str(caught.value) and str(path) in str(caught.value)
 
 
@@ -151,15 +152,15 @@ def test_rows_are_split_by_prompt_and_equal_replies_left_out(tmp_path: Path) -> 
     rows = preference_rows(20) * 3
     rows.append({**rows[0], "rejected": rows[0]["chosen"]})
     contract.write_rows(tmp_path / "p", rows)
-    read = dpo.read_preferences(tmp_path / "p", TrainSettings(), 0)
+    read = read_preferences(tmp_path / "p", TrainSettings(), 0)
     assert (len(read.train), len(read.held_out), read.identical) == (48, 12, 1)
     on_both = {contract.canonical_json(r["prompt"]) for r in read.train} & {
         contract.canonical_json(r["prompt"]) for r in read.held_out
     }
     assert not on_both
-    assert read == dpo.read_preferences(tmp_path / "p", TrainSettings(), 0)
+    assert read == read_preferences(tmp_path / "p", TrainSettings(), 0)
     contract.write_rows(tmp_path / "q", [{**row, "split": "train"} for row in rows])
-    assert dpo.read_preferences(tmp_path / "q", TrainSettings(), 0).held_out == []
+    assert read_preferences(tmp_path / "q", TrainSettings(), 0).held_out == []
 
 
 def test_under_four_held_out_is_trained_without_evaluation(
@@ -253,7 +254,7 @@ def test_held_out_margins_equal_trls_own_evaluation(tmp_path: Path, gemma: Path)
     rows = preference_rows(14)
     tokenizer = load_tokenizer(gemma, "tiny")
     trainer = dpo.make_trainer(
-        load_base(request, gemma, device), tokenizer, dpo.Preferences(rows, [], 0, ""), request,
+        load_base(request, gemma, device), tokenizer, Preferences(rows, [], 0, ""), request,
         device, tmp_path, lambda *_, **__: None,
     )  # fmt: skip
     dpo.train(trainer)

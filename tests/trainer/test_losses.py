@@ -13,6 +13,7 @@ from tests.trainer.test_survive import events
 from trainer import contract, dpo
 from trainer.__main__ import perform
 from trainer.contract import ADAPTER_CARD, ContractError, TrainSettings
+from trainer.preferences import Preferences
 
 pytestmark = pytest.mark.train
 
@@ -148,3 +149,34 @@ def test_training_stops_early_when_the_held_out_loss_rises(tmp_path: Path, gemma
     assert any(
         "no early stopping: 8 held-out preferences" in e["message"] for e in events(few, "warning")
     )
+
+
+def test_dropout_reaches_the_policy_and_not_its_reference(tmp_path: Path, gemma: Path) -> None:
+    from torch.nn import Dropout
+
+    from trainer.model import attach_adapter, choose_device, load_base, load_tokenizer
+
+    settings = {**SETTINGS, "lora_dropout": 0.5}
+    rows = preference_rows(12, split="train")
+    folder = run_folder(
+        tmp_path / "run", rows, action="train", model=str(gemma), train=settings,
+    )  # fmt: skip
+    assert perform(folder) == 0
+    request = contract.from_dict(
+        contract.Request, {"action": "train", "model": str(gemma), "train": settings}
+    )
+    device = choose_device()
+    model = attach_adapter(load_base(request, gemma, device), folder / "adapter", trainable=True)
+    trainer = dpo.make_trainer(
+        model, load_tokenizer(gemma, "tiny"), Preferences(rows, [], 0, ""), request, device,
+        tmp_path / "work", lambda *_, **__: None,
+    )  # fmt: skip
+    found = {
+        (name.rpartition(".")[2], module.p)
+        for name, module in trainer.model.named_modules()
+        if isinstance(module, Dropout)
+    }
+    assert found == {("default", 0.5), ("ref", 0.0)}
+    dpo.train(trainer)
+    first = next(row for row in trainer.state.log_history if "rewards/margins" in row)
+    assert first["rewards/margins"] != 0  # equal weights, of which the policy drops some

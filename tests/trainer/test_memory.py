@@ -13,6 +13,7 @@ from tests.trainer.conftest import TRAIN, preference_rows, refused, run_folder
 from trainer import contract, dpo, fitting, measure, memory, model
 from trainer.contract import Request, TrainSettings
 from trainer.memory import CUDA_CONTEXT, GIB, HOST_EMBEDDING, OFFLOAD, RESIDENT, Machine, shape_of
+from trainer.preferences import Preferences
 from trainer.presets import PRESETS, preset
 
 CARD = Machine(4 * GIB - CUDA_CONTEXT)
@@ -196,7 +197,7 @@ def test_a_dry_step_leaves_nothing_behind(tmp_path: Path, gemma: Path) -> None:
     import torch
 
     device = model.choose_device()
-    preferences = dpo.Preferences(preference_rows(12), [], 0, "")
+    preferences = Preferences(preference_rows(12), [], 0, "")
     request = Request(
         action="train", model=str(gemma), train=contract.from_dict(TrainSettings, TRAIN)
     )

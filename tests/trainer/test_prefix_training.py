@@ -12,6 +12,7 @@ from tests.trainer.conftest import Rows, preference_rows, run_folder
 from tests.trainer.test_prefix_sharing import DRAWN, half
 from trainer import contract, dpo, model, prefix_sharing
 from trainer.contract import Request, TrainSettings
+from trainer.preferences import Preferences
 from trainer.prefix_sharing import PrefixSharing, sharing
 
 pytestmark = pytest.mark.train
@@ -39,7 +40,7 @@ def trained(
 
     torch.manual_seed(7)
     trainer = dpo.make_trainer(
-        base, model.load_tokenizer(gemma, "tiny"), dpo.Preferences(preference_rows(24), [], 0, ""),
+        base, model.load_tokenizer(gemma, "tiny"), Preferences(preference_rows(24), [], 0, ""),
         request, device, folder, lambda event, **values: events.append((event, values)),
     )  # fmt: skip
     with sharing(trainer, wanted, trainer_emit(events)) as wrapper:
@@ -152,7 +153,7 @@ def test_where_a_model_does_not_take_it_training_is_stock_and_says_so(
     device, told = model.choose_device(), []
     base: Any = model.load_base(request, gemma, device)
     trainer = dpo.make_trainer(
-        base, model.load_tokenizer(gemma, "tiny"), dpo.Preferences(preference_rows(12), [], 0, ""),
+        base, model.load_tokenizer(gemma, "tiny"), Preferences(preference_rows(12), [], 0, ""),
         request, device, tmp_path, lambda *_, **__: None,
     )  # fmt: skip
     forward = base.forward
@@ -185,7 +186,7 @@ def test_it_is_tried_on_pairs_that_are_shared_not_on_the_longest(
     device, told = model.choose_device(), []
     trainer = dpo.make_trainer(
         model.load_base(request, gemma, device), model.load_tokenizer(gemma, "tiny"),
-        dpo.Preferences(rows, [], 0, ""), request, device, tmp_path, lambda *_, **__: None,
+        Preferences(rows, [], 0, ""), request, device, tmp_path, lambda *_, **__: None,
     )  # fmt: skip
     monkeypatch.setattr(prefix_sharing, "attention_mask", unheeded)
     with sharing(trainer, True, lambda event, **values: told.append(values)) as wrapper:

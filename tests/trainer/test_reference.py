@@ -21,6 +21,7 @@ from tests.trainer.test_streamed_head import TIED
 from trainer import contract, reference
 from trainer.__main__ import perform
 from trainer.contract import Request, TrainSettings
+from trainer.preferences import Preferences
 
 pytestmark = pytest.mark.train
 
@@ -136,7 +137,7 @@ def test_each_sum_is_what_trl_asks_for_at_a_step(
     model = load_base(request, gemma, device)
     if chained:
         model = attach_adapter(model, adapters[1], trainable=True)
-    preferences = dpo.Preferences(rows_to_train_on(14), [], 0, "")
+    preferences = Preferences(rows_to_train_on(14), [], 0, "")
     trainer = dpo.make_trainer(
         model, load_tokenizer(gemma, "tiny"), preferences, request, device, tmp_path, quiet
     )

@@ -14,6 +14,7 @@ from tests import tiny
 from tests.trainer.conftest import TRAIN, preference_rows
 from trainer import contract, dpo, model
 from trainer.contract import Request, TrainSettings
+from trainer.preferences import Preferences
 
 pytestmark = pytest.mark.train
 
@@ -200,7 +201,7 @@ def test_twenty_steps_go_the_same_way(tmp_path: Path, gemma: Path, checkpointing
         torch.manual_seed(7)
         trainer = dpo.make_trainer(
             model.load_base(request, gemma, device), model.load_tokenizer(gemma, "tiny"),
-            dpo.Preferences(preference_rows(16), [], 0, ""), request, device,
+            Preferences(preference_rows(16), [], 0, ""), request, device,
             tmp_path / f"{few}{host}", lambda *_, **__: None,
         )  # fmt: skip
         dpo.train(trainer)

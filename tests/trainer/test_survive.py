@@ -20,6 +20,7 @@ from tests.trainer.conftest import GENERATE, PROMPTS, manifest_of, preference_ro
 from trainer import checkpoints, contract, dpo, model
 from trainer.__main__ import perform
 from trainer.contract import ADAPTER_CARD, TrainSettings
+from trainer.preferences import Preferences
 from trainer.work import Work
 
 pytestmark = [
@@ -150,6 +151,12 @@ def test_a_checkpoint_of_other_rows_or_settings_is_passed_over(tmp_path: Path) -
     said.clear()
     assert checkpoints.latest(tmp_path, mark, said.append) is None
     assert len(said) == 2 and all("is broken" in message for message in said)
+    checkpoints.publish(saved, tmp_path, mark, 8, 1, request.train)
+    card = path.with_name("step-00000008") / checkpoints.CARD
+    card.write_text(card.read_text().replace('"schema": 2', '"schema": 1'))
+    said.clear()
+    assert checkpoints.latest(tmp_path, mark, said.append) is None
+    assert "step-00000008 is another version's; passed over" in said[0]
 
 
 @pytest.mark.parametrize(
@@ -260,7 +267,7 @@ def test_a_last_step_that_leaves_no_numbers_publishes_nothing(tmp_path: Path, ge
     device = model.choose_device()
     trainer = dpo.make_trainer(
         model.load_base(request, gemma, device), model.load_tokenizer(gemma, "tiny"),
-        dpo.Preferences(preference_rows(9), [], 0, ""), request, device, tmp_path,
+        Preferences(preference_rows(9), [], 0, ""), request, device, tmp_path,
         lambda *_, **__: None,
     )  # fmt: skip
     trainer.add_callback(Poison())
@@ -289,7 +296,7 @@ def test_what_does_not_fit_the_length_is_counted(tmp_path: Path, gemma: Path) ->
 
 def save_for_ever(folder: Path, adapted: Any, request: contract.Request) -> None:
     """Publish adapter after adapter, checkpoint after checkpoint, until killed."""
-    preferences = dpo.Preferences(preference_rows(2), [], 0, "0" * 64)
+    preferences = Preferences(preference_rows(2), [], 0, "0" * 64)
     (folder / "begun").touch()
     for number in range(10_000):
         dpo.publish_adapter(adapted, request, "b" * 64, preferences, folder / f"adapter-{number}")
