@@ -17,7 +17,17 @@ from sqlmodel import Session, col, select
 from curator import db, rounds, store
 from curator.errors import BadData, NotReady
 from curator.judgments import standing
-from curator.models import Adapter, Annotator, Candidate, Judgment, Pair, Purpose, Verdict
+from curator.models import (
+    Adapter,
+    Annotator,
+    Candidate,
+    Judgment,
+    Pair,
+    Prompt,
+    Purpose,
+    Split,
+    Verdict,
+)
 from curator.rounds import Started
 from curator.statistics import decisive_pairs_needed, sign_test
 from curator.store import BASE
@@ -54,6 +64,8 @@ class Tally:
     losses: int = 0
     ties: int = 0
     both_bad: int = 0
+    held_out: int = 0
+    """Decisive pairs on prompts that are held out: no adapter was trained on them."""
     waiting: int = 0
 
 
@@ -66,7 +78,7 @@ def results(workspace: Workspace) -> dict[str, Any]:
         by_kind[kind][first, second] = tally
     return {
         "duels": [
-            _result(kind, *names, tally)
+            _result(kind, *names, tally, tallies.get(("nobody", *names), Tally()).waiting)
             for kind, found in sorted(by_kind.items())
             for names, tally in sorted(found.items())
         ],
@@ -86,15 +98,18 @@ def _tallies(session: Session) -> dict[tuple[str, str, str], Tally]:
     left, right = aliased(Candidate), aliased(Candidate)
     names: dict[int | None, str] = dict(session.exec(select(Adapter.id, Adapter.name)).all())
     names[None] = BASE
-    pairs = {
-        pair_id: (names[one], names[other])
-        for pair_id, one, other in session.exec(
-            select(Pair.id, left.adapter_id, right.adapter_id)
-            .join(left, col(Pair.left_id) == left.id)
-            .join(right, col(Pair.right_id) == right.id)
-            .where(Pair.purpose == Purpose.DUEL)
-        )
-    }
+    pairs: dict[int | None, tuple[str, str]] = {}
+    held_out: set[int | None] = set()
+    for pair_id, one, other, split in session.exec(
+        select(Pair.id, left.adapter_id, right.adapter_id, Prompt.split)
+        .join(Prompt, col(Pair.prompt_id) == Prompt.id)
+        .join(left, col(Pair.left_id) == left.id)
+        .join(right, col(Pair.right_id) == right.id)
+        .where(Pair.purpose == Purpose.DUEL)
+    ):
+        pairs[pair_id] = (names[one], names[other])
+        if split == Split.HELD_OUT:
+            held_out.add(pair_id)
     judged: dict[tuple[str, int], Verdict] = {}
     for kind, pair_id, verdict in session.exec(
         select(Annotator.kind, Judgment.pair_id, Judgment.verdict)
@@ -106,7 +121,7 @@ def _tallies(session: Session) -> dict[tuple[str, str, str], Tally]:
         judged[str(kind), pair_id] = Verdict(verdict)
     tallies: dict[tuple[str, str, str], Tally] = defaultdict(Tally)
     for (kind, pair_id), verdict in judged.items():
-        _count(tallies, kind, pairs[pair_id], verdict)
+        _count(tallies, kind, pairs[pair_id], verdict, pair_id in held_out)
     for unjudged in pairs.keys() - {number for _, number in judged}:
         first, second = _in_order(*pairs[unjudged])
         tallies["nobody", first, second].waiting += 1
@@ -120,7 +135,11 @@ def _in_order(one: str, other: str) -> tuple[str, str]:
 
 
 def _count(
-    tallies: dict[tuple[str, str, str], Tally], kind: str, sides: tuple[str, str], verdict: Verdict
+    tallies: dict[tuple[str, str, str], Tally],
+    kind: str,
+    sides: tuple[str, str],
+    verdict: Verdict,
+    held_out: bool,
 ) -> None:
     first, second = _in_order(*sides)
     tally = tallies[kind, first, second]
@@ -132,14 +151,15 @@ def _count(
         tally.wins += 1
     else:
         tally.losses += 1
+    tally.held_out += held_out and verdict in (Verdict.LEFT, Verdict.RIGHT)
 
 
-def _result(kind: str, first: str, second: str, tally: Tally) -> dict[str, Any]:
+def _result(kind: str, first: str, second: str, tally: Tally, waiting: int) -> dict[str, Any]:
     n = tally.wins + tally.losses
     facts: dict[str, Any] = {
         "annotator": kind, "first": first, "second": second, "wins": tally.wins,
         "losses": tally.losses, "ties": tally.ties, "both_bad": tally.both_bad,
-        "waiting": tally.waiting, "n": n,
+        "waiting": waiting, "n": n, "held_out": tally.held_out,
     }  # fmt: skip
     if n:
         share = tally.wins / n

@@ -8,19 +8,19 @@ from typing import Any
 
 from curator.evaluation_rows import POLICIES, Rows
 from curator.statistics import (
-    effective_size,
     newcombe,
     ratio_interval,
     weighted_slope,
     wilson,
     z_value,
 )
-from trainer.intervals import mean_interval
+from trainer.intervals import effective_size, mean_interval
 
 # Their texts are in the probes alone (data/README.md): what holds there was not learnt by heart.
 KEPT_OUT = ("F12", "C02")
 # Under this many held-out preferences an interval is wider than most differences one hopes for.
 FEWEST_TO_CONCLUDE = 20
+TOO_FEW = f"Held-out accuracy: from n under {FEWEST_TO_CONCLUDE} nothing can be concluded."
 Figure = dict[str, Any]
 """{"value", "n", "interval": [low, high] or None}; a share also has its "clusters" and what a
 row of them is "worth", if fewer."""
@@ -43,12 +43,14 @@ def share(values: Sequence[bool], clusters: Sequence[str] | None = None) -> Figu
     return figure
 
 
-def mean(values: Sequence[float]) -> Figure | None:
-    """Return a mean with n and its t interval; no interval under 4 values."""
-    if not values:
+def mean(values: Sequence[float], clusters: Sequence[str] | None = None) -> Figure | None:
+    """Return a mean with n and its t interval, as `share` does; no interval under 4 values."""
+    n = len(values)
+    if n == 0:
         return None
-    interval = list(mean_interval(values)) if len(values) >= 4 else None
-    return {"value": sum(values) / len(values), "n": len(values), "interval": interval}
+    worth = effective_size(values, clusters) / n if clusters is not None else 1.0
+    interval = list(mean_interval(values, worth)) if n >= 4 else None
+    return {"value": sum(values) / n, "n": n, "interval": interval}
 
 
 def _errs(rows: Rows, wrong: str) -> dict[str, dict[str, Any]]:
@@ -80,7 +82,7 @@ def _policy_figures(rows: Rows) -> dict[str, Any]:
     ids = [key[0] for key in rows.held_out]
     result = {
         "held_out_accuracy": share([row["margin"] > 0 for row in held], ids),
-        "held_out_margin": mean([row["margin"] for row in held]),
+        "held_out_margin": mean([row["margin"] for row in held], ids),
         "probe_collusion_rate": _probe_share(collusive),
         "probe_over_correction_rate": _probe_share(corrected),
         "both_sides_rate": share(list(_both_sides(rows).values())),
@@ -89,8 +91,8 @@ def _policy_figures(rows: Rows) -> dict[str, Any]:
         "refusal_rate": share([row["refusal"] for row in replies]),
         "cut_rate": share([row["cut"] for row in replies]),
         "kl": mean([row["kl"] for row in replies if row["kl"] is not None]),
-        "chosen_logp": mean([row["chosen_logp"] for row in held]),
-        "chosen_logp_change": mean([row["chosen_logp_change"] for row in held]),
+        "chosen_logp": mean([row["chosen_logp"] for row in held], ids),
+        "chosen_logp_change": mean([row["chosen_logp_change"] for row in held], ids),
     }
     kept_out = {
         ("probe_collusion_rate" if name == "collusive" else "probe_over_correction_rate"): rate
@@ -161,10 +163,14 @@ def _share_difference(
 
 
 def _mean_difference(
-    first: dict[Any, Any], second: dict[Any, Any], value: Callable[[Any], float | None]
+    first: dict[Any, Any],
+    second: dict[Any, Any],
+    value: Callable[[Any], float | None],
+    cluster: Callable[[Any], str] | None = None,
 ) -> Figure | None:
-    ones, others, _ = _paired(first, second, value)
-    return mean([one - other for one, other in zip(ones, others, strict=True)])
+    ones, others, keys = _paired(first, second, value)
+    clusters = [cluster(key) for key in keys] if cluster else None
+    return mean([one - other for one, other in zip(ones, others, strict=True)], clusters)
 
 
 def _differences(first: Rows, second: Rows) -> dict[str, Any]:
@@ -185,13 +191,13 @@ def _differences(first: Rows, second: Rows) -> dict[str, Any]:
     held = first.held_out, second.held_out
     result = {
         "held_out_accuracy": _share_difference(*held, lambda r: r["margin"] > 0, lambda k: k[0]),
-        "held_out_margin": _mean_difference(*held, lambda r: r["margin"]),
+        "held_out_margin": _mean_difference(*held, lambda r: r["margin"], lambda k: k[0]),
         "probe_collusion_rate": probes("collusive"),
         "probe_over_correction_rate": probes("over_corrected"),
         "both_sides_rate": _share_difference(_both_sides(first), _both_sides(second), bool),
         "refusal_rate": _share_difference(first.replies, second.replies, lambda r: r["refusal"]),
         "distinct_2": _mean_difference(first.replies, second.replies, lambda r: r["distinct_2"]),
-        "chosen_logp": _mean_difference(*held, lambda r: r["chosen_logp"]),
+        "chosen_logp": _mean_difference(*held, lambda r: r["chosen_logp"], lambda k: k[0]),
         "length_ratio": _length_ratio(first, second),
     }
     families: dict[str, dict[str, Figure]] = defaultdict(dict)

@@ -24,8 +24,9 @@ MOST_FAMILIES = 100
 POLICIES = ("base", "adapter", "compare")
 # How a reply that turns the client away begins; written by hand for chat models in English.
 REFUSALS = (
-    "i can't help", "i cannot help", "i can't assist", "i cannot assist", "i'm sorry, but i can",
-    "i am sorry, but i can", "i'm unable to", "i am unable to", "i'm not able to",
+    "i can't help", "i cannot help", "i can't assist", "i cannot assist",
+    "i'm sorry, but i can't", "i'm sorry, but i cannot", "i am sorry, but i can't",
+    "i am sorry, but i cannot", "i'm unable to", "i am unable to", "i'm not able to",
     "i am not able to", "i won't", "i will not", "as an ai", "i can't provide",
     "i cannot provide", "i can't continue", "i cannot continue",
 )  # fmt: skip
@@ -35,7 +36,8 @@ REFUSALS = (
 class Rows:
     """The rows of one policy."""
 
-    held_out: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
+    held_out: dict[tuple[str, str, int], dict[str, Any]] = field(default_factory=dict)
+    """By what a row belongs to (its prompt, or else its judgment), its judgment, and a count."""
     probes: dict[str, dict[str, Any]] = field(default_factory=dict)
     replies: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -68,8 +70,10 @@ def read_evaluation(folder: Path) -> dict[str, Rows]:
                     name = _text(row, "id", optional=True) or f"line {number}"
                     # A rewrite gives two preferences, of one judgment: they belong together.
                     name = name.removesuffix(".left").removesuffix(".right")
+                    # So do the judgments of a prompt, which is asked again in later rounds.
+                    prompt = _text(row, "prompt_sha256", optional=True) or name
                     seen[policy, name] += 1
-                    rows.held_out[name, seen[policy, name]] = _held_out(row)
+                    rows.held_out[prompt, name, seen[policy, name]] = _held_out(row)
                 case "probe":
                     _once(rows.probes, _text(row, "id"), _probe(row))
                 case "reply":

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from curator.evaluation import CURVE_FROM, CURVE_STEP, FEWEST_TO_CONCLUDE, KEPT_OUT
+from curator.evaluation import CURVE_FROM, CURVE_STEP, FEWEST_TO_CONCLUDE, KEPT_OUT, TOO_FEW
 from curator.safe_text import one_line
 from curator.terminal import table
 
@@ -130,7 +130,14 @@ def adapters_text(found: list[dict[str, Any]]) -> str:
                 one_line(each["reason"] or "", 60),
             )
         )  # fmt: skip
-    return table(("adapter", "status", "trained on", *list(SHARES.values())[:3], "why"), rows)
+    text = table(("adapter", "status", "trained on", *list(SHARES.values())[:3], "why"), rows)
+    few = [
+        figure["n"] for each in found
+        if (figure := each["evaluation"].get("policies", {}).get("adapter", {})
+            .get("held_out_accuracy"))
+        and figure["n"] < FEWEST_TO_CONCLUDE
+    ]  # fmt: skip
+    return text + (f"\n\n{TOO_FEW}" if few else "")
 
 
 def adapter_text(facts: Mapping[str, Any]) -> str:
@@ -172,10 +179,13 @@ def _duel_text(each: Mapping[str, Any]) -> str:
     low, high = each["interval"]
     text = (
         f"{sides} ({each['annotator']}): won {each['win_rate']:.0%} ({low:.0%} to {high:.0%}) of "
-        f"n = {each['n']} decisive pairs; {apart}; sign test p = {each['p_value']:.2g}."
+        f"n = {each['n']} decisive pairs, {each['held_out']} of them on held-out prompts; "
+        f"{apart}; sign test p = {each['p_value']:.2g}."
     )
     needed = each["settled_by"]
     if each["p_value"] < 0.05:
+        if each["waiting"]:  # a test that is looked at until it pleases passes too often
+            return text + f" Not settled while pairs wait to be judged: {each['waiting']}."
         return text + " Settled at 5 %."
     if needed is None:
         return text + " So even a split no reasonable number of pairs would settle."

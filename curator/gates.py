@@ -34,8 +34,8 @@ class GatesConfig:
     """Most that probe collusion may rise above the adapter in use, as a difference of shares;
     above the base it may not rise at all. A point, not an interval: agreeing less is what the
     training is for, so an adapter gets no benefit of the doubt. The forced choices are not
-    sampled; 0.02 are two of 120 probes, which rounding turns over by itself. The base is the
-    floor, so that small steps cannot add up."""
+    sampled; 0.02 are two of 120 probes, which rounding turns over by itself. Small steps can add
+    up, but to no more than the base's own rate."""
     length_change: float = 0.25
     """Most that the mean length of a reply may differ from the base's, as a share of it.
     Annotators pick the longer reply about 70 % of the time, and DPO learns that first."""

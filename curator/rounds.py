@@ -145,7 +145,9 @@ def _prepare(
     if evaluates:
         files, left_out = _measured_with(session, workspace, kinds)
     if trains:
-        training.check_preferences(workspace, files[PAIRS], left_out)
+        training.check_enough(files[PAIRS], left_out)
+    if evaluates:
+        training.check_apart(workspace, files[PAIRS])
     if action in ("generate", "round"):
         wanted = count or config.round.prompts
         files[PROMPTS] = _prompt_rows(store.prompts_for_round(session, wanted, _order(workspace)))

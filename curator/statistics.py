@@ -8,8 +8,7 @@ no whole number.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean
 
@@ -37,31 +36,6 @@ def wilson(successes: float, n: float, level: float = LEVEL) -> tuple[float, flo
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
     return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
-
-
-# --- what belongs together -------------------------------------------------------------------
-
-
-def effective_size(values: Sequence[float], clusters: Sequence[Hashable]) -> float:
-    """Return how many independent values these are worth, given which of them belong together.
-
-    n over the design effect (Kish 1965): the variance of the mean with the residuals summed
-    within clusters (Liang and Zeger 1986, times G / (G - 1)), over that of independent values,
-    and never below 1. Values that are all equal are worth one a cluster.
-    """
-    n = len(values)
-    if n < 2:
-        return float(n)
-    mean = fmean(values)
-    sums: dict[Hashable, float] = defaultdict(float)
-    for value, cluster in zip(values, clusters, strict=True):
-        sums[cluster] += value - mean
-    groups = len(sums)
-    independent = sum((value - mean) ** 2 for value in values) / (n * (n - 1))
-    if independent == 0 or groups < 2:
-        return float(groups)
-    together = groups / (groups - 1) * sum(total**2 for total in sums.values()) / n**2
-    return n / max(1.0, together / independent)
 
 
 # --- two shares of the same rows ----------------------------------------------------------------

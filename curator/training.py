@@ -33,15 +33,17 @@ from trainer.contract import (
 )
 
 
-def check_preferences(
-    workspace: Workspace, rows: Sequence[Mapping[str, Any]], left_out: Counter[str]
-) -> None:
-    """Refuse to train on too little, or on what a model is measured with."""
+def check_enough(rows: Sequence[Mapping[str, Any]], left_out: Counter[str]) -> None:
+    """Refuse to train on too little."""
     if len(rows) < FEWEST_PREFERENCES:
         raise NotReady(
             f"{len(rows)} preferences so far; a round needs at least {FEWEST_PREFERENCES}. "
             + _why_few(left_out)
         )
+
+
+def check_apart(workspace: Workspace, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to train on, or to measure by, what answers a probe or nearly."""
     index = load_probes(workspace.probes.parent)
     for row in rows:
         probe = index.near(row["prompt"])

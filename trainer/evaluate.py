@@ -15,8 +15,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import generate
-from trainer.contract import ADAPTER, BASE, EVALUATION, ContractError, Message, Request, sha256_file
-from trainer.intervals import mean_interval, wilson_interval
+from trainer.contract import (
+    ADAPTER,
+    BASE,
+    EVALUATION,
+    ContractError,
+    Message,
+    Request,
+    canonical_json,
+    sha256_file,
+    sha256_text,
+)
+from trainer.intervals import effective_size, mean_interval, wilson_interval
 from trainer.model import fit_messages, has_system_role
 from trainer.probes import Probe, check_apart, completion, probe_groups, read_probes
 from trainer.scoring import Completion, Group, Scorer, kl_to_base
@@ -108,6 +118,7 @@ def held_out_rows(
             rows.append({
                 "kind": "held_out", "policy": name,
                 "id": row.get("id"), "family": row.get("family"),
+                "prompt_sha256": sha256_text(canonical_json(row["prompt"])),
                 "margin": beta * ((chosen - chosen_base) - (rejected - rejected_base)),
                 "chosen_logp": chosen, "rejected_logp": rejected,
                 "chosen_tokens": len(pair[0]), "rejected_tokens": len(pair[1]),
@@ -116,16 +127,23 @@ def held_out_rows(
     return rows
 
 
-def summarise_margins(margins: list[float]) -> dict[str, Any]:
-    """Return accuracy and mean margin under TRL's names, with n and 95 % intervals."""
-    n = len(margins)
-    right = sum(margin > 0 for margin in margins)
+def summarise_margins(rows: list[Row]) -> dict[str, Any]:
+    """Return accuracy and mean margin under TRL's names, with n and 95 % intervals.
+
+    `rows` are one policy's of `held_out_rows`, at least 4; those of one prompt count as one that
+    was asked several times.
+    """
+    margins, prompts = ([row[name] for row in rows] for name in ("margin", "prompt_sha256"))
+    n = len(rows)
+    hits = [float(margin > 0) for margin in margins]
+    worth, mean_worth = effective_size(hits, prompts), effective_size(margins, prompts) / n
+    right = sum(hits)
     return {
         "n": n,
         "rewards/accuracies": right / n,
-        "rewards/accuracies_interval": list(wilson_interval(right, n)),
+        "rewards/accuracies_interval": list(wilson_interval(right / n * worth, worth)),
         "rewards/margins": sum(margins) / n,
-        "rewards/margins_interval": list(mean_interval(margins)),
+        "rewards/margins_interval": list(mean_interval(margins, mean_worth)),
     }
 
 
@@ -200,10 +218,9 @@ class Evaluation:
     rows: list[Row]
     summary: dict[str, Any]
 
-    def margins(self) -> list[float]:
-        """Return the held-out margins of the run's own adapter."""
-        mine = (r for r in self.rows if r["kind"] == "held_out" and r["policy"] == ADAPTER)
-        return [row["margin"] for row in mine]
+    def held_out(self) -> list[Row]:
+        """Return the held-out rows of the run's own adapter."""
+        return [r for r in self.rows if r["kind"] == "held_out" and r["policy"] == ADAPTER]
 
 
 def evaluate(

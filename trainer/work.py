@@ -236,15 +236,15 @@ class Work:
         self.model = policies.close()
         write_rows(self.folder / EVALUATION, found.rows)
         self.manifest["evaluation"] = found.summary
-        margins = found.margins()
-        note = held_out_note(len(margins))
+        mine = found.held_out()
+        note = held_out_note(len(mine))
         if ADAPTER not in policies.names:
             note = "no adapter was evaluated: the base has no margin against itself."
         if note:
-            self.manifest["held_out"] = {"n": len(margins), "note": note}
+            self.manifest["held_out"] = {"n": len(mine), "note": note}
             self.emit("warning", message=note)
             return
-        self.manifest["held_out"] = evaluate.summarise_margins(margins)
+        self.manifest["held_out"] = evaluate.summarise_margins(mine)
         self.emit("evaluated", **self.manifest["held_out"])
 
     def generate(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from curator.demo.phrasing import BOUNDARY_AWARE, OVER_AGREEABLE, OVER_CORRECTED, Situation
 from curator.pairing import shingles
-from trainer.intervals import wilson_interval
+from trainer.intervals import modified_wilson_interval, wilson_interval
 
 SENTENCE = re.compile(r"[^.!?]+[.!?]*")
 UNCLASSIFIED = "unclassified"
@@ -154,7 +154,7 @@ def _rarity(documents: Sequence[frozenset[str]]) -> dict[str, float]:
 
 
 def measure(classifier: Classifier, replies: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """Return the rates over (situation id, reply), each with its 95 % Wilson interval, and n.
+    """Return the rates over (situation id, reply), each with its 95 % interval, and n.
 
     Every rate is a share of all n replies, so the four add up to 1. `situation_match_rate`: the
     share whose nearest situation is the one asked about. `mean_length` is in words.
@@ -168,7 +168,7 @@ def measure(classifier: Classifier, replies: Iterable[tuple[str, str]]) -> dict[
     result["n"] = n
     result["mean_length"] = sum(len(reply.split()) for _, reply, _ in rows) / n
     result["intervals"] = {
-        **{name: list(wilson_interval(kinds[kind], n)) for name, kind in RATES.items()},
-        "situation_match_rate": list(wilson_interval(matches, n)),
+        **{name: list(modified_wilson_interval(kinds[kind], n)) for name, kind in RATES.items()},
+        "situation_match_rate": list(modified_wilson_interval(matches, n)),
     }
     return result

@@ -12,7 +12,7 @@ from textual.screen import Screen
 from textual.widgets import DataTable, Static
 
 from curator.errors import CuratorError
-from curator.evaluation import FEWEST_TO_CONCLUDE
+from curator.evaluation import FEWEST_TO_CONCLUDE, TOO_FEW
 from curator.run_watch import sparkline
 from curator.safe_text import one_line
 from curator.tui.messages import RunChanged
@@ -160,7 +160,7 @@ def few_lines(facts: dict[str, Any]) -> list[str]:
     writers = {each["written_by"] for each in facts["rounds"]}
     shown = [a["held_out"] for a in facts["adapters"] if a["adapter"] in writers]
     if any("rewards/accuracies" in h and h["n"] < FEWEST_TO_CONCLUDE for h in shown):
-        return [f"Held-out accuracy: from n under {FEWEST_TO_CONCLUDE} nothing can be concluded."]
+        return [TOO_FEW]
     return []
 
 

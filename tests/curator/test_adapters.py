@@ -220,8 +220,9 @@ def test_probes_are_needed_and_never_trained_on(judged: Workspace) -> None:
     row = {"id": "x", "family": "F01", "kind": "single", "prompt": rows[0]["prompt"],
            "boundary_aware": "No.", "collusive": "Yes."}  # fmt: skip
     own.write_text(json.dumps(row) + "\n")
-    with pytest.raises(BadData, match="answers the probe x, or nearly"):
-        work(judged, "round")
+    for action in ("round", "evaluate"):
+        with pytest.raises(BadData, match="answers the probe x, or nearly"):
+            work(judged, action)
     for content, said in (
         ("", "no probes in it"), ("{}\n", "line 1: prompt must be"), ("nope\n", "line 1: not JSON"),
         (json.dumps({**row, "kind": "dare"}), "line 1: family must be"),

@@ -179,9 +179,19 @@ def test_results(contested: Workspace) -> None:
     assert nobody["waiting"] == 1  # a skip leaves it for somebody else
     assert human["win_rate"] == pytest.approx(6 / 7) and human["p_value"] == pytest.approx(0.125)
     assert human["settled_by"] == decisive_pairs_needed(6 / 7)
+    held_out = {p.id for p in prompts(contested) if p.split == Split.HELD_OUT}
+    with db.reading(contested.engine) as session:
+        asked = {pair: session.get_one(Pair, pair).prompt_id for pair in duelled}
+    decisive = [pair for n, pair in enumerate(duelled) if n > 1]
+    assert 0 < human["held_out"] == sum(asked[pair] in held_out for pair in decisive)
     text = evaluation_text.duels_text(duels.results(contested))
     assert "adapter-0002 against base (human): won 86% (49% to 97%) of n = 7" in text
+    assert f"n = 7 decisive pairs, {human['held_out']} of them on held-out prompts" in text
     assert f"{human['settled_by']} decisive pairs would settle it (80 % power)" in text
+    found = {**human, "p_value": 0.01}
+    for left, said in ((2, "Not settled while pairs wait to be judged: 2."), (0, "Settled at 5 %")):
+        assert said in evaluation_text.duels_text({"duels": [{**found, "waiting": left}],
+                                                   "rankings": []})  # fmt: skip
 
 
 def test_what_is_no_duel(contested: Workspace, workspace: Workspace) -> None:

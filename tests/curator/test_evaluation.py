@@ -71,6 +71,22 @@ def test_held_out_preferences_and_what_a_rewrite_does(tmp_path: Path) -> None:
     assert "83% (" in text
 
 
+def test_judgments_of_one_prompt_count_as_one_asked_again(tmp_path: Path) -> None:
+    rows = [
+        {**held_out(f"h{i}", 1.0 if i % 8 < 6 else -1.0), "prompt_sha256": f"p{i % 8}"}
+        for i in range(24)
+    ]
+    apart = [{**row, "prompt_sha256": f"p{i}"} for i, row in enumerate(rows)]
+    together, single = (
+        facts(tmp_path, each)["policies"]["adapter"] for each in (rows, apart)
+    )  # fmt: skip
+    accuracy = together["held_out_accuracy"]
+    assert (accuracy["value"], accuracy["n"], accuracy["clusters"]) == (0.75, 24, 8)
+    for name in ("held_out_accuracy", "held_out_margin"):
+        wide, narrow = (each[name]["interval"] for each in (together, single))
+        assert 1.3 < (wide[1] - wide[0]) / (narrow[1] - narrow[0]) < 2
+
+
 def test_differences_are_over_the_same_rows(tmp_path: Path) -> None:
     rows = probes("adapter", 10, 0) + probes("base", 30, 3) + [probe("only", True)]
     rows += [held_out(f"h{i}", 1.0) for i in range(6)]
@@ -91,7 +107,7 @@ def test_drift(tmp_path: Path) -> None:
     rows += [reply(f"r{i}", "one two three four five six seven eight nine ten", "base")
              for i in range(5)]  # fmt: skip
     rows.append(reply("r9", "I can\u2019t help with that. Please ask somebody else."))
-    rows.append(reply("r9", "I can see how that hurts.", "base"))
+    rows.append(reply("r9", "I'm sorry, but I can see how that hurts.", "base"))
     found = facts(tmp_path, rows)
     adapter = found["policies"]["adapter"]
     assert adapter["refusal_rate"]["value"] == pytest.approx(1 / 6)
@@ -100,7 +116,7 @@ def test_drift(tmp_path: Path) -> None:
     assert adapter["kl"]["value"] == pytest.approx((0 + 0.1 + 0.2 + 0.3 + 0.4 + 0.2) / 6)
     assert "kl" not in found["policies"]["base"]
     ratio = found["differences"]["base"]["length_ratio"]
-    assert ratio["value"] == pytest.approx((5 * 5 + 9) / (5 * 10 + 6)) and ratio["n"] == 6
+    assert ratio["value"] == pytest.approx((5 * 5 + 9) / (5 * 10 + 9)) and ratio["n"] == 6
 
 
 def changed(row: Row, **values: Any) -> Row:

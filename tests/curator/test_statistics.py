@@ -13,7 +13,6 @@ from statsmodels.stats.proportion import confint_proportions_2indep, proportion_
 from curator import statistics
 from curator.statistics import (
     decisive_pairs_needed,
-    effective_size,
     newcombe,
     ratio_interval,
     sign_test,
@@ -22,6 +21,7 @@ from curator.statistics import (
     wilson,
     z_value,
 )
+from trainer.intervals import effective_size
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 7), (7, 7), (3, 19), (60, 132), (1, 1)])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -88,6 +90,14 @@ def test_two_rounds(real_workspace: Workspace, gemma: Path) -> None:
         path.name for path in target.iterdir()
     }
     assert adapter.sha256 in (target / "README.md").read_text(encoding="utf-8")
+    command = [sys.executable, "-m", "curator", "evaluate", "--adapter", adapter.name, "--json"]
+    told = subprocess.run([*command, "-w", str(workspace.path)], capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    (evaluation,) = json.loads(told.stdout)["evaluations"]
+    assert evaluation["names"]["adapter"] == adapter.name
+    for rate in ("probe_collusion_rate", "probe_over_correction_rate"):
+        figure = evaluation["policies"]["adapter"][rate]
+        assert figure["n"] > 0 and figure["interval"][0] <= figure["value"]
     # Anchored: the second round trained on everything so far, from the base.
     assert len(list(read_rows(folder / "pairs.jsonl"))) > 12
     assert read_request(folder).adapter is None
