@@ -19,7 +19,8 @@ from trainer.prefix_sharing import PrefixSharing, layout
 pytestmark = pytest.mark.train
 
 # Tokens of prompt, chosen and rejected: unequal, one of them cut at LENGTH, a prompt far longer
-# than the sliding window of 64, replies that begin alike, nothing shared but the first token.
+# than the sliding window of 64, replies that begin alike, nothing shared but the first token, and
+# nothing at all.
 LENGTH = 120
 PAIRS: list[tuple[list[int], list[int], list[int]]] = [
     ([2, *range(10, 90)], [*range(100, 120), 5], [*range(130, 137), 5]),
@@ -27,6 +28,7 @@ PAIRS: list[tuple[list[int], list[int], list[int]]] = [
     ([2, *range(30, 70)], [99, 98, 97, 101, 5], [99, 98, 97, 102, 103, 5]),
     ([2, *range(30, 60)], [99, 98], [99, 98, 97, 5]),
     ([2], [40, 41, 42, 5], [50, 51, 5]),
+    ([], [43, 44, 45, 5], [53, 54, 5]),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -142,7 +143,9 @@ def unheeded(config: Any, rows: Any, at: Any, dtype: Any) -> Any:
          "flash_attention_2 takes no mask"),
         (lambda c: setattr(c, "use_bidirectional_attention", True), "looks both ways"),
         (lambda c: setattr(c, "model_type", "qwen3"), "type qwen3"),
-        (None, "other numbers"),
+        (lambda c: {"lora_dropout": 0.1}, "train.lora_dropout would drop the same"),
+        ("attention_mask", "other numbers"),
+        ("layout", "come in another way"),
     ],
 )  # fmt: skip
 def test_where_a_model_does_not_take_it_training_is_stock_and_says_so(
@@ -152,15 +155,16 @@ def test_where_a_model_does_not_take_it_training_is_stock_and_says_so(
                       train=TrainSettings(**SETTINGS))  # fmt: skip
     device, told = model.choose_device(), []
     base: Any = model.load_base(request, gemma, device)
+    asked = None if isinstance(change, str) else change(base.config)
+    request = replace(request, train=replace(request.train, **(asked or {})))
     trainer = dpo.make_trainer(
         base, model.load_tokenizer(gemma, "tiny"), Preferences(preference_rows(12), [], 0, ""),
         request, device, tmp_path, lambda *_, **__: None,
     )  # fmt: skip
     forward = base.forward
-    if change is not None:
-        change(base.config)
-    else:
-        monkeypatch.setattr(prefix_sharing, "attention_mask", unheeded)
+    if isinstance(change, str):
+        instead = {"attention_mask": unheeded, "layout": lambda *_: None}
+        monkeypatch.setattr(prefix_sharing, change, instead[change])
     with sharing(trainer, True, lambda event, **values: told.append((event, values))) as wrapper:
         assert wrapper is None and base.forward is forward
     [(event, values)] = told
@@ -195,8 +199,6 @@ def test_it_is_tried_on_pairs_that_are_shared_not_on_the_longest(
 
 
 def test_a_checkpoint_is_gone_on_from_with_it_on_or_off() -> None:
-    from dataclasses import replace
-
     from trainer.checkpoints import fingerprint
 
     request = Request(action="train", model="tiny")
