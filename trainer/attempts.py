@@ -103,10 +103,9 @@ class Attempts:
             # Within one process a shorter attempt goes on from where a longer one came to.
             lacks = self._lacks if attempt == 1 else (lambda made: None)
             found = checkpoints.latest(self.folder, self.mark, self._warn, lacks)
-            if found is not None and attempt == 1:
-                if self._takes_no_more(found.settings):
-                    settings = replace(found.settings, save_steps=settings.save_steps)
-                attempt = min(found.attempt, MOST)
+            if found is not None and attempt == 1 and self._takes_no_more(found.settings):
+                settings = replace(found.settings, save_steps=settings.save_steps)
+                attempt = min(found.attempt, MOST)  # else these settings have not been tried yet
             try:
                 return self._once(base, settings, attempt, found)
             except dpo.NoNumber:

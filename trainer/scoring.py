@@ -9,7 +9,7 @@ are scored whole.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from statistics import fmean
@@ -64,6 +64,41 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
+def by_batch(
+    parts: Sequence[Part],
+    size: int,
+    cost: Callable[[list[Part]], float],
+    work: Callable[[list[Part]], list[Result]],
+    say: Say,
+) -> Iterator[list[Result]]:
+    """Yield work's results, one a part, a batch at a time; parts are taken in their order.
+
+    A batch holds at most `size` parts, of a cost of at most 1 if there are several. On a lack of
+    memory it is tried again with half as many, and so are those after it, which `say` is told; one
+    part that does not fit raises.
+    """
+    done = 0
+    while done < len(parts):
+        batch = [parts[done]]
+        for part in parts[done + 1 : done + size]:
+            if cost([*batch, part]) > 1:
+                break
+            batch.append(part)
+        found = None
+        try:
+            found = work(batch)
+        except (MemoryError, RuntimeError) as error:
+            if len(batch) == 1 or not out_of_memory(error):
+                raise
+            size = len(batch) // 2
+        if found is None:
+            _free()  # here, not above: while an error is handled, it holds on to the tensors
+            say(f"out of memory: {size} at a time from here on.")
+            continue
+        done += len(batch)
+        yield found
+
+
 def in_batches(
     parts: Sequence[Part],
     size: int,
@@ -72,30 +107,14 @@ def in_batches(
     say: Say,
     progress: Callable[[int], None],
 ) -> list[Result]:
-    """Return work's results for all parts, taken in batches in their order.
+    """Return work's results for all parts, taken as `by_batch` does.
 
-    A batch holds at most `size` parts, of a cost of at most 1 if there are several. On a lack of
-    memory it is tried again with half as many, and so are those after it; one part that does not
-    fit raises. `progress` gets the number of parts done in each batch.
+    `progress` gets the number of parts done in each batch.
     """
     results: list[Result] = []
-    while len(results) < len(parts):
-        batch = [parts[len(results)]]
-        for part in parts[len(results) + 1 : len(results) + size]:
-            if cost([*batch, part]) > 1:
-                break
-            batch.append(part)
-        try:
-            results += work(batch)
-        except (MemoryError, RuntimeError) as error:
-            if len(batch) == 1 or not out_of_memory(error):
-                raise
-            size = len(batch) // 2
-        else:
-            progress(len(batch))
-            continue
-        _free()  # here, not above: while an error is handled, it holds on to the tensors
-        say(f"out of memory: {size} at a time from here on.")
+    for found in by_batch(parts, size, cost, work, say):
+        results += found
+        progress(len(found))
     return results
 
 
