@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import checkpoints, dpo, fitting, memory, reference
+from trainer.batches import out_of_memory
 from trainer.contract import Request, TrainSettings, to_json
 from trainer.model import Device, attach_adapter, template_sha256, trainable
 from trainer.preferences import Preferences
 from trainer.prefix_sharing import sharing
 from trainer.processes import is_first, world_size
-from trainer.scoring import out_of_memory
 from trainer.streamed_head import is_tied
 
 if TYPE_CHECKING:

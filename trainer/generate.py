@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.batches import by_batch, out_of_memory
 from trainer.contract import (
     ContractError,
     GenerateSettings,
@@ -27,7 +28,7 @@ from trainer.model import (
     has_system_role,
     template_sha256,
 )
-from trainer.scoring import by_batch, out_of_memory, prompt_cache_is_exact
+from trainer.scoring import prompt_cache_is_exact
 
 if TYPE_CHECKING:
     import torch
@@ -141,29 +142,24 @@ def sample(
     """
     import torch
 
-    system_role = has_system_role(tokenizer)
-    encoded = [(_tokens(tokenizer, job, system_role), job) for job in jobs]
-    encoded.sort(key=lambda pair: -len(pair[0]))  # longest first: a lack of memory shows at once
+    encoded = _longest_first(tokenizer, jobs)
     size = settings.batch_size or default_batch_size(model)
-    sampling = sampling_of(settings)
     model.eval()
     shares, number = None if settings.share_prefix else False, first
 
     def write(batch: list[Encoded]) -> list[Reply]:
         nonlocal shares
-        batch_seed = seed * 1_000_003 + number
         prompts = [ids for ids, _ in batch]
         with torch.inference_mode():
             if shares is None and _repeat(prompts):
                 shares = prompt_cache_is_exact(model, [encoded[0][0], encoded[-1][0]])
                 if not shares:
                     say("this model's cache cannot be shared: a prompt is computed for each reply.")
+            batch_seed = seed * 1_000_003 + number
             torch.manual_seed(batch_seed)
-            drawn = _reply(model, tokenizer, prompts, sampling, bool(shares))
-        return [
-            Reply(job, prompt, *reply, batch_seed)
-            for (prompt, job), reply in zip(batch, drawn, strict=True)
-        ]
+            drawn = _reply(model, tokenizer, prompts, sampling_of(settings), bool(shares))
+        both = zip(batch, drawn, strict=True)
+        return [Reply(job, prompt, *reply, batch_seed) for (prompt, job), reply in both]
 
     try:
         for replies in by_batch(encoded, size, _cost(settings.max_new_tokens), write, say):
@@ -226,6 +222,13 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, job: Job, system_role: bool) -> 
         messages, tokenize=True, add_generation_prompt=True, return_dict=True
     )
     return list(encoded["input_ids"])
+
+
+def _longest_first(tokenizer: PreTrainedTokenizerBase, jobs: list[Job]) -> list[Encoded]:
+    """Return the jobs with their tokens, so that a lack of memory shows at once."""
+    system_role = has_system_role(tokenizer)
+    encoded = [(_tokens(tokenizer, job, system_role), job) for job in jobs]
+    return sorted(encoded, key=lambda pair: -len(pair[0]))
 
 
 def _cost(new_tokens: int) -> Callable[[list[Encoded]], float]:

@@ -24,8 +24,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from trainer.batches import out_of_memory
 from trainer.measure import row_length
-from trainer.scoring import EXACT, ROUNDED, out_of_memory
+from trainer.scoring import EXACT, ROUNDED
 
 if TYPE_CHECKING:
     import torch

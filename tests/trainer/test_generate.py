@@ -10,8 +10,8 @@ import pytest
 
 from tests.trainer.conftest import Run, run_folder
 from trainer import contract, generate
+from trainer.batches import by_batch
 from trainer.contract import STEERS, ContractError, GenerateSettings, Request, read_rows, write_rows
-from trainer.scoring import by_batch
 
 PROMPTS = [
     (str(i), [{"role": "user", "content": f"Message {i}. " * (1 + i % 7)}]) for i in range(300)
