@@ -89,18 +89,23 @@ def rehearsal_text(found: dict[str, Any]) -> str:
     ]
     device = found["device"]
     kind = "CUDA's allocator" if device["kind"] == "cuda" else "resident memory above the start"
-    return "\n".join(
-        [
-            f"{found['model']}, {found['layers']} layers, {found['length']} tokens, "
-            f"{device['kind']} in {device['dtype']}, {found['steps']} steps, {found['tier']}",
-            "",
-            table(("", "measured", "estimated", "error"), rows),
-            "",
-            f"Peak: {kind}. {found['seconds_a_step']} s a step, {speed['training']} tokens/s "
-            f"training, {speed['writing']} tokens/s writing one reply.",
-            "The weights are random: memory and speed are the model's, what it learns is not.",
-        ]
-    )
+    lines = [
+        f"{found['model']}, {found['layers']} layers, {found['length']} tokens, "
+        f"{device['kind']} in {device['dtype']}, {found['steps']} steps, {found['tier']}",
+        "",
+        table(("", "measured", "estimated", "error"), rows),
+        "",
+        f"Peak: {kind}. {found['seconds_a_step']} s a step, {speed['training']} tokens/s "
+        f"training, {speed['writing']} tokens/s writing one reply.",
+        "The weights are random: memory and speed are the model's, what it learns is not.",
+    ]
+    limit = found["vram"]
+    if limit is not None and not limit["kept"]:
+        lines.append(
+            f"--vram {limit['asked'] / (1 << 30):.3g}GB was not kept to: there is no GPU here, and "
+            "on a CPU the figure is the resident memory that was taken, whatever its size."
+        )
+    return "\n".join(lines)
 
 
 def gb(size: int) -> str:

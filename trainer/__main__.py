@@ -20,6 +20,7 @@ import traceback
 from pathlib import Path
 
 from trainer import checkpoints
+from trainer.batches import out_of_memory
 from trainer.contract import (
     LOCK,
     MANIFEST,
@@ -33,7 +34,6 @@ from trainer.contract import (
     write_manifest,
 )
 from trainer.processes import is_first, world_size
-from trainer.scoring import out_of_memory
 from trainer.work import Work
 
 # Read by the libraries when they are imported, so set before: no telemetry (TRL reports every

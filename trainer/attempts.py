@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import checkpoints, dpo, fitting, memory, reference
+from trainer.batches import out_of_memory
 from trainer.contract import Request, TrainSettings, to_json
 from trainer.model import Device, attach_adapter, template_sha256, trainable
 from trainer.preferences import Preferences
 from trainer.prefix_sharing import sharing
 from trainer.processes import is_first, world_size
-from trainer.scoring import out_of_memory
 from trainer.streamed_head import is_tied
 
 if TYPE_CHECKING:
@@ -103,10 +103,9 @@ class Attempts:
             # Within one process a shorter attempt goes on from where a longer one came to.
             lacks = self._lacks if attempt == 1 else (lambda made: None)
             found = checkpoints.latest(self.folder, self.mark, self._warn, lacks)
-            if found is not None and attempt == 1:
-                if self._takes_no_more(found.settings):
-                    settings = replace(found.settings, save_steps=settings.save_steps)
-                attempt = min(found.attempt, MOST)
+            if found is not None and attempt == 1 and self._takes_no_more(found.settings):
+                settings = replace(found.settings, save_steps=settings.save_steps)
+                attempt = min(found.attempt, MOST)  # else these settings have not been tried yet
             try:
                 return self._once(base, settings, attempt, found)
             except dpo.NoNumber:

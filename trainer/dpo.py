@@ -177,6 +177,7 @@ def _arguments(
         logging_nan_inf_filter=False,
         save_strategy="steps" if saves and settings.save_steps else "no",
         save_steps=settings.save_steps or 1,
+        restore_callback_states_from_checkpoint=True,  # how often the held-out loss did not fall
         eval_strategy="steps" if stops else "no",
         eval_steps=settings.save_steps or 1,
         prediction_loss_only=True,

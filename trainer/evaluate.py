@@ -188,7 +188,7 @@ def reply_rows(
         replies: list[generate.Reply] = []
         with policies.using(name):
             batches = generate.sample(
-                policies.model, tokenizer, jobs, request.generate, request.seed
+                policies.model, tokenizer, jobs, request.generate, request.seed, say=scorer.say
             )
             for batch in batches:
                 replies += batch

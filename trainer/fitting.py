@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import memory
-from trainer.contract import ContractError, Request
-from trainer.measure import dry_step, machine_here
+from trainer.contract import ContractError, Request, TrainSettings
+from trainer.measure import dry_step, longest_batch, machine_here, row_length
 from trainer.presets import PRESETS, preset
 from trainer.processes import world_size
 
@@ -41,12 +42,17 @@ def shape_in(folder: Path, name: str) -> memory.Shape:
     return memory.shape_of(config.to_dict(), name)
 
 
-def alternatives(name: str, request: Request, machine: memory.Machine) -> list[str]:
+Planner = Callable[[memory.Shape, TrainSettings, str, memory.Machine], memory.Plan]
+
+
+def alternatives(
+    name: str, request: Request, machine: memory.Machine, planner: Planner = memory.plan
+) -> list[str]:
     """Return the presets that fit where a model does not, the largest first."""
     found = []
     for each in PRESETS:
         shape = memory.shape_of(each.config, each.name)
-        plan = memory.plan(shape, request.train, request.quantization, machine)
+        plan = planner(shape, request.train, request.quantization, machine)
         if plan.fits and name not in (each.name, each.id):
             found.append((shape.parameters, each.name))
     return [each for _, each in sorted(found, reverse=True)]
@@ -80,28 +86,59 @@ def fit(request: Request, folder: Path, emit: Emit) -> tuple[memory.Plan | None,
     return found, replace(request, train=found.settings)
 
 
+def refuse_weights(request: Request, folder: Path, emit: Emit) -> None:
+    """Raise ContractError, before anything is loaded, when the weights alone do not fit here.
+
+    For what only writes or scores. A model whose sizes cannot be told is let through, and that is
+    said.
+    """
+    machine = machine_here()
+    try:
+        shape = shape_in(folder, request.model)
+    except ContractError as error:
+        emit("warning", message=f"no memory plan: {error}")
+        return
+    found = memory.loaded(shape, request.train, request.quantization, machine)
+    if not found.fits:
+        others = alternatives(request.model, request, machine, memory.loaded)
+        raise ContractError(memory.refusal(request.model, found, others))
+
+
 def check_plan(
     trainer: Any, device: Device, plan: memory.Plan | None, emit: Emit
 ) -> dict[str, Any]:
     """Return the plan's figures in bytes; on a GPU, beside them the peak of one dry step.
 
-    The step is taken on the longest real pair. On a CPU none is: there it is minutes, and what it
-    lacks the system finds.
+    The step is taken on the longest real pairs, as many as training puts through at once, and
+    held against what the plan says of so many at their length, which may be less than the length
+    planned for. On a CPU none is taken: there it is minutes, and what it lacks the system finds.
+    Nor is one where every pair was left out for its length.
     """
     if plan is None:
         return {}
     figures: dict[str, Any] = {
         "tier": plan.tier, "max_length": plan.length, "free": plan.free, "planned": plan.total,
     }  # fmt: skip
-    if device.kind != "cuda":
+    rows = longest_batch(trainer)
+    if device.kind != "cuda" or not rows:
         return figures
-    measured = dry_step(trainer, device)
-    planned = plan.peak - plan.parts["optimiser"]  # Adam's state is made at the first real step
+    # As the collator cuts them.
+    pairs, length = len(rows), min(row_length(rows[0]), plan.length)
+    same = plan.with_settings(replace(plan.settings, batch_size=pairs, max_length=length))
+    planned = same.peak - same.parts["optimiser"]  # Adam's state is made at the first real step
+    measured = dry_step(trainer, rows, device)
     error = round(planned / max(measured, 1) - 1, 4)
-    emit("measured", what="dry step", bytes=measured, planned=planned, error=error)
-    if error < -WRONG:
+    emit(
+        "measured", what="dry step", pairs=pairs, length=length, bytes=measured, planned=planned,
+        error=error,
+    )  # fmt: skip
+    if measured > planned * (1 + WRONG):
         emit(
             "warning",
-            message=f"a step takes {memory.gb(measured)}, {-error:.0%} more than planned.",
+            message=f"a step on the longest {pairs} of the pairs ({length} tokens) takes "
+            f"{memory.gb(measured)}, {measured / planned - 1:.0%} more than planned.",
         )
-    return {**figures, "dry_step": measured, "dry_step_planned": planned, "error": error}
+    return {
+        **figures, "dry_step": measured, "dry_step_pairs": pairs, "dry_step_length": length,
+        "dry_step_planned": planned, "error": error,
+    }  # fmt: skip

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.batches import by_batch, out_of_memory
 from trainer.contract import (
     ContractError,
     GenerateSettings,
@@ -58,6 +59,10 @@ class Reply:
     """Without the one that ends it."""
     finish_reason: str
     seed: int
+
+
+Encoded = tuple[list[int], Job]
+"""A prompt's token ids, and what is asked for with it."""
 
 
 def read_prompts(path: Path) -> list[tuple[str, list[Message]]]:
@@ -131,33 +136,39 @@ def sample(
 ) -> Iterator[list[Reply]]:
     """Yield the replies to all jobs, a batch at a time, those to the longest prompts first.
 
-    Batches are numbered from `first`; each is drawn from a seed of its own. `say` is told when
-    prompts are not shared though they could be.
+    Batches are numbered from `first`; each is drawn from a seed of its own, so where memory is
+    short and batches become smaller, other replies are drawn. `say` is told that, and when prompts
+    are not shared though they could be. Raises ContractError when one reply at a time is too much.
     """
     import torch
 
-    system_role = has_system_role(tokenizer)
-    encoded = [(_tokens(tokenizer, job, system_role), job) for job in jobs]
-    encoded.sort(key=lambda pair: -len(pair[0]))  # longest first: a lack of memory shows at once
+    encoded = _longest_first(tokenizer, jobs)
     size = settings.batch_size or default_batch_size(model)
-    sampling = sampling_of(settings)
     model.eval()
-    batches = _batches(encoded, size, settings.max_new_tokens)
-    shares = None if settings.share_prefix else False
-    for number, batch in enumerate(batches, first):
-        batch_seed = seed * 1_000_003 + number
+    shares, number = None if settings.share_prefix else False, first
+
+    def write(batch: list[Encoded]) -> list[Reply]:
+        nonlocal shares
         prompts = [ids for ids, _ in batch]
         with torch.inference_mode():
             if shares is None and _repeat(prompts):
                 shares = prompt_cache_is_exact(model, [encoded[0][0], encoded[-1][0]])
                 if not shares:
                     say("this model's cache cannot be shared: a prompt is computed for each reply.")
+            batch_seed = seed * 1_000_003 + number
             torch.manual_seed(batch_seed)
-            drawn = _reply(model, tokenizer, prompts, sampling, bool(shares))
-        yield [
-            Reply(job, prompt, *reply, batch_seed)
-            for (prompt, job), reply in zip(batch, drawn, strict=True)
-        ]
+            drawn = _reply(model, tokenizer, prompts, sampling_of(settings), bool(shares))
+        both = zip(batch, drawn, strict=True)
+        return [Reply(job, prompt, *reply, batch_seed) for (prompt, job), reply in both]
+
+    try:
+        for replies in by_batch(encoded, size, _cost(settings.max_new_tokens), write, say):
+            yield replies
+            number += 1
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise ContractError(_too_much(settings)) from error
 
 
 def write_replies(
@@ -213,19 +224,24 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, job: Job, system_role: bool) -> 
     return list(encoded["input_ids"])
 
 
-def _batches(
-    encoded: list[tuple[list[int], Job]], size: int, new_tokens: int
-) -> Iterator[list[tuple[list[int], Job]]]:
-    batch: list[tuple[list[int], Job]] = []
-    for ids, job in encoded:  # sorted: the first of a batch is its longest
-        longest = len(batch[0][0]) if batch else len(ids)
-        full = (len(batch) + 1) * (longest + new_tokens) > BATCH_TOKENS
-        if batch and (len(batch) == size or full):
-            yield batch
-            batch = []
-        batch.append((ids, job))
-    if batch:
-        yield batch
+def _longest_first(tokenizer: PreTrainedTokenizerBase, jobs: list[Job]) -> list[Encoded]:
+    """Return the jobs with their tokens, so that a lack of memory shows at once."""
+    system_role = has_system_role(tokenizer)
+    encoded = [(_tokens(tokenizer, job, system_role), job) for job in jobs]
+    return sorted(encoded, key=lambda pair: -len(pair[0]))
+
+
+def _cost(new_tokens: int) -> Callable[[list[Encoded]], float]:
+    """Return what tells a batch's share of BATCH_TOKENS; the first prompt in it is its longest."""
+    return lambda batch: len(batch) * (len(batch[0][0]) + new_tokens) / BATCH_TOKENS
+
+
+def _too_much(settings: GenerateSettings) -> str:
+    return (
+        f"out of memory with one reply at a time, of up to {settings.max_new_tokens} tokens to a "
+        f"prompt of up to {settings.max_prompt_tokens}. Lower generate.max_new_tokens or "
+        "generate.max_prompt_tokens (longer prompts are left out), or take a smaller model."
+    )
 
 
 def _repeat(prompts: list[list[int]]) -> bool:

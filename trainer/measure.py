@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from trainer.memory import CUDA_CONTEXT, Machine
@@ -102,29 +104,51 @@ def resident() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def longest_row(dataset: Any) -> int:
-    """Return the index of the longest pair of a TRL-tokenised dataset: of its longer reply."""
-    sizes = [
-        len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
-        for row in dataset
-    ]
-    return max(range(len(sizes)), key=sizes.__getitem__)
+def row_length(row: Any) -> int:
+    """Return the tokens of a pair that TRL has tokenised: its prompt with the longer reply."""
+    return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
 
 
-def dry_step(trainer: Any, device: Device) -> int:
-    """Take one step forward and back on the longest pair, and forget it; return the peak in bytes.
+def longest_batch(trainer: Any) -> list[Any]:
+    """Return the longest pairs, as many as training puts through at once; none of no dataset."""
+    rows = sorted(trainer.train_dataset, key=row_length, reverse=True)
+    return rows[: trainer.args.per_device_train_batch_size]
+
+
+@contextmanager
+def checkpointing(trainer: Any) -> Iterator[None]:
+    """Have the layers computed again on the way back, if training will; undone afterwards.
+
+    transformers 5.23 turns it on in `Trainer.train()` alone, with these very arguments.
+    """
+    args, model = trainer.args, trainer.model
+    if not args.activation_checkpointing or model.is_activation_checkpointing:
+        yield
+        return
+    options = dict(args.activation_checkpointing_kwargs or {})
+    every, offload = options.pop("every_n_layers", 1), options.pop("offload", False)
+    model.activation_checkpointing_enable(
+        activation_checkpointing_kwargs=options or None, every_n_layers=every, offload=offload
+    )
+    try:
+        yield
+    finally:
+        model.activation_checkpointing_disable()
+
+
+def dry_step(trainer: Any, rows: Sequence[Any], device: Device) -> int:
+    """Take one step forward and back on these pairs, and forget it; return the peak in bytes.
 
     The weights, their gradients and every random draw are as before it. What the optimiser adds is
     not in it: it makes its state at the first real step.
     """
     import torch
 
-    row = trainer.train_dataset[longest_row(trainer.train_dataset)]
     model, was_training = trainer.model, trainer.model.training
     devices = [0] if device.kind == "cuda" else []
     model.train()
-    with torch.random.fork_rng(devices=devices), Peak(device) as peak:
-        inputs = trainer._prepare_inputs(trainer.data_collator([row]))
+    with torch.random.fork_rng(devices=devices), checkpointing(trainer), Peak(device) as peak:
+        inputs = trainer._prepare_inputs(trainer.data_collator(list(rows)))
         # As DPOTrainer.training_step does: without it nothing would go to the host's memory here.
         with trainer.maybe_activation_offload_context:
             with trainer.accelerator.autocast(), trainer.compute_loss_context_manager():

@@ -23,9 +23,10 @@ RESERVE_SHARE, RESERVE = 16, 256_000_000
 TILE_TOKENS, TILE_WORDS = 4096, 32_768
 # Words of a tile of the streamed head, and of ours where TRL's does not run in Triton.
 STREAMED_WORDS = 8192
-# Bytes an element of a tile takes: in Triton the bf16 tile alone; without it eight fp32 copies
-# stand beside it in the backward pass (trl/kernels/chunked_logprob.py, _backward_tile).
-TILE_TRITON, TILE_EAGER = 2, 2 + 8 * 4
+# Bytes that stand beside an element of a tile, which itself is in the type computed in: with Triton
+# none; without it eight fp32 copies in the backward pass (trl/kernels/chunked_logprob.py,
+# _backward_tile).
+BESIDE_TRITON, BESIDE_EAGER = 0, 8 * 4
 # Bytes a token and hidden value that recomputing one layer keeps in bf16 (Unsloth's measured 42,
 # rounded up).
 RECOMPUTE = 48
@@ -144,6 +145,7 @@ class Plan:
     tier: str
     reason: str
     length: int
+    """Tokens a row of a training step; 0 where nothing is trained."""
     settings: TrainSettings = field(default_factory=TrainSettings)
     """As asked, changed where the tier needs it: what training runs with."""
     tiers: tuple[tuple[str, int], ...] = ()
@@ -213,10 +215,11 @@ def parts_of(
     streamed = settings.host_embedding
     narrow = streamed or (settings.completions_only and not machine.triton)
     words = min(shape.vocabulary, STREAMED_WORDS if narrow else TILE_WORDS)
-    tile = min(rows, TILE_TOKENS) * words * (TILE_TRITON if machine.triton else TILE_EAGER)
-    if not on_gpu:
-        tile += words * hidden * 4  # the head's part in fp32
-    elif streamed:
+    element = width + (BESIDE_TRITON if machine.triton else BESIDE_EAGER)
+    tile = min(rows, TILE_TOKENS) * words * element
+    if not on_gpu and width < 4:
+        tile += words * hidden * 4  # the head's part turned to fp32, for the gradient
+    elif on_gpu and streamed:
         tile += 2 * words * hidden * width  # one part of the head at work, one on its way
     layer = RECOMPUTE * rows * hidden * width // 2
     boundaries = shape.layers * rows * hidden * width
@@ -310,9 +313,30 @@ def loading_bytes(shape: Shape, quantization: str, machine: Machine) -> int:
     return weights + shape.embedding * machine.width + unpacked
 
 
+def loaded(shape: Shape, settings: TrainSettings, quantization: str, machine: Machine) -> Plan:
+    """Return the plan of a model that is loaded and not trained: its weights and the reserve.
+
+    What replies and scores take on top is not in it: their batches are made smaller when short.
+    """
+    leaves = settings.host_embedding and machine.device == "cuda"
+    parts = {
+        "weights": weights_bytes(shape, quantization, machine.width),
+        "embedding": 0 if leaves else shape.embedding * machine.width,
+    }
+    parts["reserve"] = sum(parts.values()) // RESERVE_SHARE + RESERVE
+    loading = loading_bytes(shape, quantization, machine)
+    return Plan(
+        parts, machine.free, max(sum(parts.values()), loading) <= machine.free, RESIDENT,
+        "the weights alone are counted", 0, settings, basis=(shape, quantization, machine),
+        loading=loading,
+    )  # fmt: skip
+
+
 def refusal(name: str, found: Plan, alternatives: list[str]) -> str:
     """Return the line that says what does not fit, by how much, and what would."""
     takes = f"{gb(found.total)} at {found.length} tokens"
+    if not found.length:
+        takes = f"its weights with the reserve take {gb(found.total)}"
     if found.loading > found.free:
         takes = f"loading takes {gb(found.loading)}"
     line = f"{name} does not fit: {takes}, {gb(found.free)} free (an estimate)."

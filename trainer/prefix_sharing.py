@@ -24,8 +24,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from trainer.measure import longest_row
-from trainer.scoring import EXACT, ROUNDED, out_of_memory
+from trainer.batches import out_of_memory
+from trainer.measure import row_length
+from trainer.scoring import EXACT, ROUNDED
 
 if TYPE_CHECKING:
     import torch
@@ -320,7 +321,7 @@ def tried(trainer: Any, wrapper: PrefixSharing) -> str | None:
     rows = [row for row in trainer.train_dataset if _pays(row, trainer.args.max_length)]
     if not rows:
         return ""
-    ends = [rows[longest_row(rows)], min(rows, key=lambda row: len(row["prompt_ids"]))]
+    ends = [max(rows, key=row_length), min(rows, key=lambda row: len(row["prompt_ids"]))]
     several = trainer.args.per_device_train_batch_size > 1
     was_training = trainer.model.training
     trainer.model.train()

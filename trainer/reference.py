@@ -24,11 +24,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from trainer.batches import in_batches
 from trainer.checkpoints import LIBRARIES
 from trainer.contract import CHECKPOINTS, Request, canonical_json, sha256_file, sha256_text
 from trainer.model import Device, trainable
 from trainer.processes import rank, world_size
-from trainer.scoring import in_batches
 
 Emit = Callable[..., None]
 Sums = tuple[float, float]

@@ -58,9 +58,17 @@ def rehearse(request: Request, folder: Path, emit: Emit) -> dict[str, Any]:
         "length": request.train.max_length,
         "device": {"kind": device.kind, "dtype": str(device.dtype).removeprefix("torch."),
                    "reason": device.reason, "threads": torch.get_num_threads()},
+        "vram": _limit(request, device),
         "tier": found.tier,
         **_figures(run, found, request.train.max_length),
     }  # fmt: skip
+
+
+def _limit(request: Request, device: Device) -> dict[str, Any] | None:
+    """Return the card's size asked for, in bytes, and whether it was kept to; None if not asked."""
+    if request.vram is None:
+        return None
+    return {"asked": request.vram, "kept": device.kind == "cuda"}
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ are scored whole.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
+from trainer.batches import Say, in_batches
 from trainer.contract import BASE
 from trainer.model import BATCH_TOKENS, default_batch_size
 
@@ -35,10 +35,6 @@ FLOAT_ROWS = 64
 # it comes out some 0.01 apart anyway; a wrong cache moves it by far more.
 EXACT, ROUNDED = 1e-4, 0.05
 
-Part = TypeVar("Part")
-Result = TypeVar("Result")
-Say = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class Completion:
@@ -50,61 +46,6 @@ class Completion:
 
 Group = tuple[Completion, ...]
 """Replies to one prompt: their ids agree at least up to where the replies begin."""
-
-
-# --- batches ------------------------------------------------------------------------------------
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error is a lack of memory, on a GPU or a CPU."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
-    )
-
-
-def in_batches(
-    parts: Sequence[Part],
-    size: int,
-    cost: Callable[[list[Part]], float],
-    work: Callable[[list[Part]], list[Result]],
-    say: Say,
-    progress: Callable[[int], None],
-) -> list[Result]:
-    """Return work's results for all parts, taken in batches in their order.
-
-    A batch holds at most `size` parts, of a cost of at most 1 if there are several. On a lack of
-    memory it is tried again with half as many, and so are those after it; one part that does not
-    fit raises. `progress` gets the number of parts done in each batch.
-    """
-    results: list[Result] = []
-    while len(results) < len(parts):
-        batch = [parts[len(results)]]
-        for part in parts[len(results) + 1 : len(results) + size]:
-            if cost([*batch, part]) > 1:
-                break
-            batch.append(part)
-        try:
-            results += work(batch)
-        except (MemoryError, RuntimeError) as error:
-            if len(batch) == 1 or not out_of_memory(error):
-                raise
-            size = len(batch) // 2
-        else:
-            progress(len(batch))
-            continue
-        _free()  # here, not above: while an error is handled, it holds on to the tensors
-        say(f"out of memory: {size} at a time from here on.")
-    return results
-
-
-def _free() -> None:
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 # --- one forward pass ---------------------------------------------------------------------------

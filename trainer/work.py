@@ -128,6 +128,8 @@ class Work:
         model.check_weights(self.base, request.model)
         if trains:
             self.plan, self.request = fitting.fit(request, self.base, self.emit)
+        elif request.action != "merge":  # a merge is on the host, in another type
+            fitting.refuse_weights(request, self.base, self.emit)
         self.base_sha256 = model.model_sha256(self.base)
         self.adapter_sha256 = self._check_adapter(request.adapter, request.adapter_sha256)
         self.compare_sha256 = self._check_adapter(request.compare, request.compare_sha256)

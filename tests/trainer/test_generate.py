@@ -10,6 +10,7 @@ import pytest
 
 from tests.trainer.conftest import Run, run_folder
 from trainer import contract, generate
+from trainer.batches import by_batch
 from trainer.contract import STEERS, ContractError, GenerateSettings, Request, read_rows, write_rows
 
 PROMPTS = [
@@ -38,7 +39,9 @@ def test_sample_asks_for_plain_replies() -> None:
 
 def test_batches_hold_no_more_than_their_tokens() -> None:
     encoded: list[Any] = [([0] * n, None) for n in (30_000, 9_000, 9_000, 9_000, 10, 10)]
-    sizes = [[len(ids) for ids, _ in batch] for batch in generate._batches(encoded, 4, 100)]
+    sizes = list(by_batch(
+        encoded, 4, generate._cost(100), lambda batch: [len(ids) for ids, _ in batch], pytest.fail
+    ))  # fmt: skip
     assert sizes == [[30_000], [9_000, 9_000, 9_000], [10, 10]]
 
 
@@ -131,6 +134,40 @@ def test_finished_replies_are_in_the_file_before_the_last_is_written(
         lambda done, total: there.append((done, len(list(read_rows(path))))),
     )  # fmt: skip
     assert there == [(4, 4), (8, 8), (12, 12)]
+
+
+@pytest.mark.train
+def test_short_of_memory_it_goes_on_with_smaller_batches(
+    gemma: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from trainer.model import choose_device, load_base, load_tokenizer
+
+    model = load_base(Request(action="generate", model=str(gemma)), gemma, choose_device())
+    tokenizer, forward, most = load_tokenizer(gemma, "tiny"), model.forward, [3]
+
+    def with_room_for_few(*args: Any, **kwargs: Any) -> Any:
+        if len(kwargs["input_ids"]) > most[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", with_room_for_few)
+    settings = GenerateSettings(max_new_tokens=6, batch_size=8)
+    jobs = generate.candidate_jobs(PROMPTS[:5], settings, seed=3)
+    told: list[str] = []
+    batches = list(generate.sample(model, tokenizer, jobs, settings, 3, say=told.append))
+    assert told == [f"out of memory: {n} at a time from here on." for n in (4, 2)]
+    assert [len(batch) for batch in batches] == [2] * 5
+    wanted = sorted((job.prompt_id, job.steer or "") for job in jobs)
+    assert wanted == sorted((r.job.prompt_id, r.job.steer or "") for b in batches for r in b)
+    assert [batch[0].seed - 3 * 1_000_003 for batch in batches] == list(range(5))
+    # Started with as many as fit, it writes the same: what was given up has drawn nothing.
+    fits = GenerateSettings(max_new_tokens=6, batch_size=2)
+    assert batches == list(generate.sample(model, tokenizer, jobs, fits, 3, say=pytest.fail))
+    most[0] = 0
+    with pytest.raises(ContractError, match=r"of up to 6 tokens to a prompt of up to 2048.*Lower"):
+        list(generate.sample(model, tokenizer, jobs, settings, 3))
 
 
 @pytest.mark.train

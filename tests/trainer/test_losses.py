@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.trainer.conftest import manifest_of, preference_rows, run_folder
+from tests.trainer.conftest import Rows, manifest_of, preference_rows, run_folder
 from tests.trainer.test_survive import events
-from trainer import contract, dpo
+from trainer import checkpoints, contract, dpo
 from trainer.__main__ import perform
 from trainer.contract import ADAPTER_CARD, ContractError, TrainSettings
 from trainer.preferences import Preferences
@@ -121,13 +121,18 @@ def test_a_chained_round_goes_on_with_the_adapter_and_has_it_as_reference(
     ]  # fmt: skip
 
 
-def test_training_stops_early_when_the_held_out_loss_rises(tmp_path: Path, gemma: Path) -> None:
+def contrary_rows() -> Rows:
+    """Return 32 preferences, and 24 held out with the labels the other way: it only gets worse."""
     rows = preference_rows(32, split="train")
-    # Held out, the same kind of prompts with the labels the other way: it can only get worse.
     for i, row in enumerate(preference_rows(24)):
         prompt = [{"role": "user", "content": f"Held out {i}: I feel watched and I am tired."}]
         rows.append({"prompt": prompt, "chosen": row["rejected"], "rejected": row["chosen"],
                      "split": "held_out"})  # fmt: skip
+    return rows
+
+
+def test_training_stops_early_when_the_held_out_loss_rises(tmp_path: Path, gemma: Path) -> None:
+    rows = contrary_rows()
     stopping = {"early_stopping_patience": 2, "save_steps": 2, "max_steps": 40}
     folder = run_folder(
         tmp_path / "run", rows, action="train", model=str(gemma),
@@ -149,6 +154,41 @@ def test_training_stops_early_when_the_held_out_loss_rises(tmp_path: Path, gemma
     assert any(
         "no early stopping: 8 held-out preferences" in e["message"] for e in events(few, "warning")
     )
+
+
+def test_stopping_early_is_not_forgotten_when_a_training_is_killed(
+    tmp_path: Path, gemma: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = contrary_rows()
+    train = {
+        **SETTINGS, "learning_rate": 5e-3, "early_stopping_patience": 2, "save_steps": 2,
+        "max_steps": 40,
+    }  # fmt: skip
+    request = {"action": "train", "model": str(gemma), "train": train}
+    whole, killed = (run_folder(tmp_path / name, rows, **request) for name in ("whole", "killed"))
+    assert perform(whole) == 0
+    stopped = manifest_of(whole)["train"]["steps"]
+    assert stopped < 40
+    publish = checkpoints.publish
+
+    def publish_and_die(*arguments: Any) -> Path:
+        path = publish(*arguments)
+        if arguments[3] == stopped - 2:  # the loss has not fallen once by then
+            raise SystemExit(143)
+        return path
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "publish", publish_and_die)
+        assert perform(killed) == 143
+    assert perform(killed) == 0
+    assert [event["step"] for event in events(killed, "resumed")] == [stopped - 2]
+    assert manifest_of(killed)["train"]["steps"] == stopped
+    # Each is looked at once, and comes out as it did.
+    assert [(e["step"], e["loss"]) for e in events(killed, "held_out")] == [
+        (e["step"], pytest.approx(e["loss"], abs=1e-6)) for e in events(whole, "held_out")
+    ]
+    (told,) = [e["message"] for e in events(killed, "warning") if "stopped at" in e["message"]]
+    assert f"stopped at step {stopped}: " in told and "for 2 evaluations" in told
 
 
 def test_dropout_reaches_the_policy_and_not_its_reference(tmp_path: Path, gemma: Path) -> None:

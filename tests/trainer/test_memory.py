@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -175,6 +177,57 @@ def test_training_is_refused_before_loading_when_nothing_fits(
 
 
 @pytest.mark.train
+@pytest.mark.parametrize("action", ["generate", "evaluate", "duel"])
+def test_what_only_writes_or_scores_is_refused_before_loading_too(
+    tmp_path: Path, gemma: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any, action: str
+) -> None:
+    monkeypatch.setattr(fitting, "machine_here", lambda: Machine(10_000_000, "cpu", False, 4))
+    compare = "../compared" if action == "duel" else None  # not come to
+    folder = run_folder(tmp_path / "run", action=action, model=str(gemma), compare=compare)
+    line = refused(folder, capsys)
+    assert "does not fit: its weights with the reserve take 0.26 GB, 0.01 GB free" in line
+
+
+def test_weights_alone_leave_out_what_training_takes() -> None:
+    known = preset("gemma-3-4b-it")
+    assert known is not None
+    shape = shape_of(known.config, "x")
+    found = memory.loaded(shape, TrainSettings(), "nf4", CARD)
+    trained = planned("gemma-3-4b-it")
+    assert found.fits and found.static == shape_static(trained) and not found.length
+    assert found.total == found.static + found.static // memory.RESERVE_SHARE + memory.RESERVE
+    # In host memory afterwards, but on the card until the model is whole.
+    streamed = TrainSettings(host_embedding=True)
+    narrow = replace(CARD, free=3_050_000_000)
+    assert memory.loaded(shape, streamed, "nf4", CARD).parts["embedding"] == 0
+    left = memory.loaded(shape, streamed, "nf4", narrow)
+    assert left.total < narrow.free and not left.fits
+    assert "loading takes 3.10 GB, 3.05 GB free" in memory.refusal("x", left, [])
+
+
+def shape_static(plan: memory.Plan) -> int:
+    """Return the bytes of a planned model's weights, wherever they are."""
+    assert plan.basis is not None
+    shape, _, machine = plan.basis
+    return plan.parts["weights"] + shape.embedding * machine.width
+
+
+def test_a_tile_is_counted_in_the_type_computed_in() -> None:
+    half, full = (
+        planned("gemma-3-4b-it", Machine(80 * GIB, width=width)).parts["logits tile"]
+        for width in (2, 4)
+    )
+    assert half == 2 * 512 * memory.TILE_WORDS * 2 and full == 2 * half
+    # On a CPU: beside it eight fp32 copies, and the head's part in fp32 where it is not already.
+    words, hidden = memory.STREAMED_WORDS, 2560
+    half, full = (
+        planned("gemma-3-4b-it", Machine(80 * GIB, "cpu", False, width)).parts["logits tile"]
+        for width in (2, 4)
+    )
+    assert half == 2 * 512 * words * 34 + words * hidden * 4 and full == 2 * 512 * words * 36
+
+
+@pytest.mark.train
 def test_the_plans_length_is_the_one_trained_with(
     tmp_path: Path, gemma: Path, monkeypatch: Any
 ) -> None:
@@ -192,28 +245,96 @@ def test_the_plans_length_is_the_one_trained_with(
     assert "shorter length 512 (4096 tokens do not fit)" in events[1][1]["message"]
 
 
+def ready(tmp_path: Path, gemma: Path, rows: Any = None, **train: Any) -> tuple[Any, Any]:
+    """Return a DPOTrainer on a fresh tiny model, and its device."""
+    device = model.choose_device()
+    settings = contract.from_dict(TrainSettings, {**TRAIN, **train})
+    request = Request(action="train", model=str(gemma), train=settings)
+    base = model.load_base(request, gemma, device)
+    trainer = dpo.make_trainer(
+        base, model.load_tokenizer(gemma, "tiny"),
+        Preferences(preference_rows(12) if rows is None else rows, [], 0, ""), request, device,
+        tmp_path / "work", lambda *_, **__: None,
+    )  # fmt: skip
+    return trainer, device
+
+
+@contextmanager
+def passes_through(module: Any) -> Iterator[list[int]]:
+    """Count a module's forward passes while it is open, one entry each.
+
+    Of a module within a layer: transformers 5.23 keeps a layer's own hooks out of its checkpoint.
+    """
+    passes: list[int] = []
+    hook = module.register_forward_pre_hook(lambda *_: passes.append(1))
+    try:
+        yield passes
+    finally:
+        hook.remove()
+
+
 @pytest.mark.train
-def test_a_dry_step_leaves_nothing_behind(tmp_path: Path, gemma: Path) -> None:
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_a_dry_step_is_as_in_training_and_leaves_nothing_behind(
+    tmp_path: Path, gemma: Path, recomputes: bool
+) -> None:
     import torch
 
-    device = model.choose_device()
-    preferences = Preferences(preference_rows(12), [], 0, "")
-    request = Request(
-        action="train", model=str(gemma), train=contract.from_dict(TrainSettings, TRAIN)
-    )
     losses = []
     for dry in (False, True):
         torch.manual_seed(3)
-        base = model.load_base(request, gemma, device)
-        trainer = dpo.make_trainer(
-            base, model.load_tokenizer(gemma, "tiny"), preferences, request, device,
-            tmp_path / str(dry), lambda *_, **__: None,
-        )  # fmt: skip
+        trainer, device = ready(tmp_path, gemma, gradient_checkpointing=recomputes)
         if dry:
-            sizes = [len(r["prompt_ids"]) for r in trainer.train_dataset]
-            longest = trainer.train_dataset[measure.longest_row(trainer.train_dataset)]
-            assert len(longest["prompt_ids"]) == max(sizes)
-            assert measure.dry_step(trainer, device) >= 0
+            rows = measure.longest_batch(trainer)
+            sizes = sorted(measure.row_length(row) for row in trainer.train_dataset)
+            assert [measure.row_length(row) for row in rows] == sizes[-2:][::-1]
+            with passes_through(trainer.model.get_base_model().model.layers[1].mlp) as passes:
+                assert measure.dry_step(trainer, rows, device) >= 0
+            # The policy's and the reference's; on the way back the policy's once more.
+            assert len(passes) == (3 if recomputes else 2)
+            assert not trainer.model.is_activation_checkpointing
             assert all(p.grad is None for p in trainer.model.parameters())
         losses.append(dpo.train(trainer)["loss"])
     assert losses[0] == losses[1]
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("times", [1.1, 1.3])
+def test_a_dry_step_is_held_against_the_plan_for_what_it_was_taken_on(
+    tmp_path: Path, gemma: Path, monkeypatch: Any, times: float
+) -> None:
+    trainer, _ = ready(tmp_path, gemma, max_length=2048)
+    settings = contract.from_dict(TrainSettings, {**TRAIN, "max_length": 2048})
+    shape, machine = fitting.shape_in(gemma, "tiny"), Machine(9 * GIB)
+    plan = memory.plan(shape, settings, "nf4", machine)
+    length = max(measure.row_length(row) for row in trainer.train_dataset)
+    assert length < 1024
+    parts = memory.parts_of(shape, replace(settings, max_length=length), "nf4", machine)
+    wanted = sum(parts.values()) - parts["reserve"] - parts["optimiser"]
+    card = model.Device("cuda", model.choose_device().dtype, "stands for one: only its count does")
+    monkeypatch.setattr(fitting, "dry_step", lambda *_: int(wanted * times))
+    told: list[tuple[str, dict[str, Any]]] = []
+    figures = fitting.check_plan(trainer, card, plan, lambda e, **v: told.append((e, v)))
+    assert told[0] == ("measured", {
+        "what": "dry step", "pairs": 2, "length": length, "bytes": int(wanted * times),
+        "planned": wanted, "error": pytest.approx(1 / times - 1, abs=1e-3),
+    })  # fmt: skip
+    assert (figures["planned"], figures["dry_step_planned"]) == (plan.total, wanted)
+    said = [values["message"] for _, values in told[1:]]
+    assert len(said) == (times > 1.15)
+    assert all(f"on the longest 2 of the pairs ({length} tokens) takes" in each for each in said)
+    assert all(each.endswith("30% more than planned.") for each in said)
+
+
+@pytest.mark.train
+def test_pairs_that_are_all_too_long_are_said_not_measured(tmp_path: Path, gemma: Path) -> None:
+    rows = preference_rows(9, split="train")
+    for row in rows:
+        row["prompt"] = [{"role": "user", "content": "I feel watched. " * 200}]
+    trainer, _ = ready(tmp_path, gemma, rows)
+    card = model.Device("cuda", model.choose_device().dtype, "never computed on")
+    plan = memory.plan(fitting.shape_in(gemma, "tiny"), TrainSettings(), "nf4", CARD)
+    assert not len(trainer.train_dataset)
+    assert "dry_step" not in fitting.check_plan(trainer, card, plan, pytest.fail)
+    with pytest.raises(contract.ContractError, match="every pair was longer than max_length"):
+        dpo.train(trainer)

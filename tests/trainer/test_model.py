@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import pytest
 
 from tests import tiny
 from tests.trainer.conftest import Run, preference_rows, run_folder
-from trainer import contract, model
-from trainer.contract import Request
+from trainer import contract, dpo, measure, model
+from trainer.contract import Request, TrainSettings
 from trainer.model import Refused
 
 pytestmark = pytest.mark.train
@@ -49,6 +50,32 @@ def test_a_multimodal_gemma_3_is_loaded_without_its_eyes(tmp_path: Path) -> None
             quantised(input_ids=ids).logits.flatten(), wanted.flatten(), dim=0
         )
     assert close > 0.9
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_a_gpu_without_bf16_computes_in_fp32_and_not_in_fp16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_bf16: bool
+) -> None:
+    import torch
+
+    def supported(including_emulation: bool = True) -> bool:
+        return including_emulation or has_bf16  # a T4 says yes to emulated bf16
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (3 << 30, 4 << 30))
+    device, machine = model.choose_device(), measure.machine_here()
+    assert (device.kind, machine.device, machine.free) == ("cuda", "cuda", 3 << 30)
+    assert device.dtype == (torch.bfloat16 if has_bf16 else torch.float32)
+    assert machine.width == device.dtype.itemsize  # what is planned is what is computed in
+    if not has_bf16:
+        assert device.reason == "Tesla T4 has no bf16; fp16 overflows with Gemma 3"
+    monkeypatch.undo()
+    # As training is told, on a machine that has no card to check it against.
+    cpu = replace(device, kind="cpu")
+    arguments = dpo._arguments(TrainSettings(), 0, cpu, tmp_path, False, False)
+    assert (arguments.bf16, arguments.fp16) == (has_bf16, False)
 
 
 def change_weights(folder: Path, change: Any) -> None:

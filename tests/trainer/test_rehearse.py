@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from curator.models_text import rehearsal_text
 from tests.trainer.conftest import manifest_of, refused, run_folder
 from trainer import rehearse
 from trainer.__main__ import perform
@@ -31,7 +32,7 @@ def test_a_rehearsal_trains_the_true_layers_and_measures(
     assert found["steps"] == 2 and found["layers"] == 2 and found["length"] == 48
     assert abs(found["error"]["footprint"]) < 0.03
     assert found["bytes"]["peak"] > 0 and found["tokens_a_second"]["writing"] > 0
-    assert found["loss"] > 0
+    assert found["loss"] > 0 and found["vram"] is None
     assert not (folder / "work").exists()
 
 
@@ -52,6 +53,24 @@ def test_its_pairs_have_exactly_the_length_asked_for(monkeypatch: pytest.MonkeyP
             messages = [*row["prompt"], *row[reply]]
             encoded: Any = tokenizer.apply_chat_template(messages, return_dict=True)
             assert len(encoded["input_ids"]) == 256
+
+
+def test_a_size_that_a_cpu_does_not_keep_to_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("on a GPU the size is kept to")
+    small(monkeypatch)
+    folder = run_folder(
+        tmp_path / "run", action="rehearse", model="gemma-3-270m-it", layers=1, vram=4 << 30,
+        train={"max_length": 32, "max_steps": 1},
+    )  # fmt: skip
+    assert perform(folder) == 0
+    found = manifest_of(folder)["rehearsal"]
+    assert found["vram"] == {"asked": 4 << 30, "kept": False}
+    assert "--vram 4GB was not kept to: there is no GPU here" in rehearsal_text(found)
 
 
 def test_only_presets_are_rehearsed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

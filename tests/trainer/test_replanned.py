@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.trainer.conftest import manifest_of, preference_rows, run_folder
-from trainer import checkpoints, contract, fitting, memory
+from trainer import checkpoints, contract, dpo, fitting, memory
 from trainer.__main__ import perform
 from trainer.contract import TrainSettings
 from trainer.memory import GIB, Machine
@@ -103,6 +104,33 @@ def test_with_less_memory_it_goes_on_where_no_result_changes(
     assert any("one pair at a time" in e["message"] for e in events(killed, "warning"))
     assert [e["step"] for e in events(killed, "resumed")] == [4]
     assert [e["step"] for e in events(killed, "step")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_settings_that_are_dropped_leave_every_attempt(
+    tmp_path: Path, gemma: Path, machine: Shrinking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    killed = started(tmp_path / "killed", gemma)
+    machine.kill = True
+    assert perform(killed) == 143
+    for card in (killed / contract.CHECKPOINTS).glob(f"*/{checkpoints.CARD}"):
+        made = json.loads(card.read_text())
+        card.write_text(json.dumps({**made, "attempt": 3}))  # as the last attempt would have
+    machine.kill = False
+    machine.free = machine.enough_for(batch_size=1, gradient_checkpointing=True)
+    make, short = dpo.make_trainer, [True]
+
+    def short_of_memory_once(*arguments: Any) -> Any:
+        if short and short.pop():
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return make(*arguments)
+
+    monkeypatch.setattr(dpo, "make_trainer", short_of_memory_once)
+    assert perform(killed) == 0
+    (told,) = [e for e in events(killed, "warning") if "attempt" in e]
+    assert told["attempt"] == 2 and told["change"] == "max_length 320"
+    assert [e["step"] for e in events(killed, "resumed")] == [4]
 
 
 def test_what_no_longer_fits_begins_anew_and_says_why(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests import tiny
-from trainer import scoring
+from trainer import batches
 from trainer.scoring import Completion, Group, Scorer
 
 pytestmark = pytest.mark.train
@@ -137,7 +137,7 @@ def test_a_lack_of_memory_halves_the_batches() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return [2 * part for part in batch]
 
-    found = scoring.in_batches(list(range(8)), 6, lambda batch: 0.0, work, said.append, done.append)
+    found = batches.in_batches(list(range(8)), 6, lambda batch: 0.0, work, said.append, done.append)
     assert found == [2 * n for n in range(8)]
     assert tried == [6, 3, 3, 2] and done == [3, 3, 2]
     assert said == ["out of memory: 3 at a time from here on."]
@@ -151,7 +151,7 @@ def test_what_does_not_fit_alone_and_what_is_no_lack_of_memory_are_raised() -> N
         raise RuntimeError("shapes do not match")
 
     def run(work: Any) -> None:
-        scoring.in_batches([1, 2, 3], 4, lambda batch: 0.0, work, lambda said: None, print)
+        batches.in_batches([1, 2, 3], 4, lambda batch: 0.0, work, lambda said: None, print)
 
     with pytest.raises(MemoryError):
         run(no_room)
@@ -160,14 +160,14 @@ def test_what_does_not_fit_alone_and_what_is_no_lack_of_memory_are_raised() -> N
 
 
 def test_batches_stay_within_their_cost() -> None:
-    batches: list[list[int]] = []
+    taken: list[list[int]] = []
 
     def work(batch: list[int]) -> list[int]:
-        batches.append(batch)
+        taken.append(batch)
         return batch
 
     def cost(batch: list[int]) -> float:
         return sum(batch) / 10
 
-    scoring.in_batches([30, 5, 5, 5, 1], 3, cost, work, pytest.fail, lambda n: None)
-    assert batches == [[30], [5, 5], [5, 1]]
+    batches.in_batches([30, 5, 5, 5, 1], 3, cost, work, pytest.fail, lambda n: None)
+    assert taken == [[30], [5, 5], [5, 1]]
