@@ -12,6 +12,7 @@ from trainer.contract import ContractError, Request, write_whole
 from trainer.model import (
     Device,
     attach_adapter,
+    check_weights,
     has_system_role,
     load_base,
     load_tokenizer,
@@ -61,7 +62,8 @@ def merge(
     """Merge in bf16 on the CPU and publish the model at `target`, whole or not at all.
 
     Never into 4-bit weights: what was trained would be rounded away (peft#2321). `shas`: of the
-    base and of the adapter's weights. Returns the model's SHA-256 and its size in bytes.
+    base and of the adapter's weights. Returns the model's SHA-256 and its size in bytes. Raises
+    Refused when what was saved is not what its configuration says; nothing is published then.
     """
     import torch
 
@@ -74,6 +76,8 @@ def merge(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         merged.save_pretrained(temporary)
+        # Under other names its weights would be passed over, and random ones put in their place.
+        check_weights(temporary, "the merged model")
         tokenizer.save_pretrained(temporary)
         names = {"base": request.model, "base_sha256": shas[0], "adapter_sha256": shas[1]}
         card = request.card or CARD.format(**names)

@@ -107,6 +107,9 @@ def load_base(request: Request, folder: Path, device: Device) -> PreTrainedModel
     refuse_keys(
         request.model, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"]
     )
+    # Kept by transformers, and done backwards on saving: the language model alone would be written
+    # with the names it has inside the whole, under a configuration that knows nothing of these.
+    model._weight_conversions = None
     model.config.use_cache = True
     if request.train.host_embedding:
         from trainer.streamed_head import to_host
