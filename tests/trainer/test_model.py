@@ -93,6 +93,8 @@ def test_what_is_no_model_is_refused_before_any_weights(tmp_path: Path, copy: Pa
 def test_a_model_is_known_by_its_content(copy: Path, gemma: Path) -> None:
     assert model.model_sha256(copy) == model.model_sha256(gemma)
     (copy / "model.safetensors").rename(copy / "weights.safetensors")
+    index = copy / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"model.norm.weight": "weights.safetensors"}}))
     assert model.model_sha256(copy) == model.model_sha256(gemma)
     change_weights_file = copy / "weights.safetensors"
     change_weights_file.write_bytes(change_weights_file.read_bytes() + b"x")
