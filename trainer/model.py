@@ -203,7 +203,10 @@ def check_adapter(
     return digest
 
 
-# What may differ from a plain LoRA on the language layers: sizes, and where it came from.
+# What may differ from a plain LoRA on the language layers: sizes, and where it came from. The name
+# in base_model_name_or_path proves nothing: PEFT writes the path the base was loaded from, another
+# on each machine and after each move, and a retrained model has the same. What the base was is told
+# by the card's base_sha256, of weights and tokenizer, and an adapter without a card is refused.
 FREE = (
     "r", "lora_alpha", "lora_dropout", "base_model_name_or_path", "revision", "inference_mode",
     "init_lora_weights", "peft_version", "task_type",

@@ -142,11 +142,3 @@ def test_ollama_gets_the_models_own_template(
     messages = [{"role": role, "content": text} for role, text in turns]
     rendered = str(tokenizer.apply_chat_template(messages, tokenize=False))
     assert tokenizer.bos_token + filled == rendered
-
-
-def test_a_template_that_does_not_fit_ollamas_terms_is_left_out(gemma: Path) -> None:
-    from trainer.merge import go_template
-
-    _, tokenizer = load(gemma, None)
-    tokenizer.chat_template = "{{ messages | length }}:{{ messages[-1]['content'] }}"
-    assert go_template(tokenizer) is None
