@@ -107,6 +107,9 @@ def load_base(request: Request, folder: Path, device: Device) -> PreTrainedModel
     refuse_keys(
         request.model, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"]
     )
+    # Kept by transformers, and done backwards on saving: the language model alone would be written
+    # with the names it has inside the whole, under a configuration that knows nothing of these.
+    model._weight_conversions = None
     model.config.use_cache = True
     if request.train.host_embedding:
         from trainer.streamed_head import to_host
@@ -200,7 +203,10 @@ def check_adapter(
     return digest
 
 
-# What may differ from a plain LoRA on the language layers: sizes, and where it came from.
+# What may differ from a plain LoRA on the language layers: sizes, and where it came from. The name
+# in base_model_name_or_path proves nothing: PEFT writes the path the base was loaded from, another
+# on each machine and after each move, and a retrained model has the same. What the base was is told
+# by the card's base_sha256, of weights and tokenizer, and an adapter without a card is refused.
 FREE = (
     "r", "lora_alpha", "lora_dropout", "base_model_name_or_path", "revision", "inference_mode",
     "init_lora_weights", "peft_version", "task_type",

@@ -26,7 +26,7 @@ VISION_KEYS = re.compile(r"(^|\.)(vision_tower|multi_modal_projector)\.")
 # Old Llama checkpoints carry this constant table; it is computed anew.
 COMPUTED_KEYS = re.compile(r"rotary_emb\.inv_freq$")
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors$")
-INDEX = "model.safetensors.index.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "chat_template.jinja")
 MOST_LAYERS = 1000
 HALF = "is half a checkpoint"
@@ -40,7 +40,8 @@ def find_model(name: str) -> Path:
     """Return the folder of a model named by path or by id in the local cache.
 
     Raises Refused when it is no model, is not on this machine, is not whole, holds no safetensors,
-    is quantised already or brings code of its own. Nothing is downloaded.
+    is quantised already, brings code of its own, or has weights where none are looked for here.
+    Nothing is downloaded.
     """
     try:
         folder = Path(name).expanduser()
@@ -56,6 +57,7 @@ def find_model(name: str) -> Path:
     if tokenizer.is_file() and read_json(tokenizer, name).get("auto_map"):
         raise Refused(_own_code(name, tokenizer.name))
     _check_shards(folder, name)
+    _check_others(folder, name)
     return folder
 
 
@@ -110,6 +112,8 @@ def check_config(config: dict[str, Any], name: str) -> None:
             )
         if part.get("auto_map"):
             raise Refused(_own_code(name, "config.json"))
+        if part.get("transformers_weights"):  # loaded in the place of those that are checked
+            raise Refused(f"{name}: config.json names a file of weights; only {SINGLE} is loaded.")
 
 
 def _own_code(name: str, file: str) -> str:
@@ -150,14 +154,29 @@ def _check_shards(folder: Path, name: str) -> None:
         )
 
 
+def _check_others(folder: Path, name: str) -> None:
+    """Refuse a folder from which transformers would load other weights than weight_files says."""
+    if not (folder / SINGLE).is_file() and not (folder / INDEX).is_file():
+        raise Refused(f"{name} {HALF}: it has neither {SINGLE} nor {INDEX}. Copy or pull it again.")
+    if (folder / "adapter_config.json").is_file():  # put on the model as it is loaded
+        raise Refused(f"{name} has an adapter in the model's own folder. Merge it, or move it out.")
+    if any(folder.glob("shard-*-model-*.safetensors")):  # preferred to all other files
+        raise Refused(f"{name} has weights of a distributed checkpoint. Save it as a plain model.")
+
+
 def weight_files(folder: Path) -> list[Path]:
-    """Return the files transformers loads; others (consolidated.safetensors) are left alone."""
-    index = folder / INDEX
-    if index.is_file():
-        files = read_json(index, str(folder)).get("weight_map", {}).values()
-        return [folder / name for name in sorted(set(files))]
-    single = folder / "model.safetensors"
-    return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
+    """Return the files transformers loads; others (consolidated.safetensors) are left alone.
+
+    Where there is one whole file and an index too, it loads the file
+    (`_get_resolved_checkpoint_files` of transformers 5.23).
+    """
+    single, index = folder / SINGLE, folder / INDEX
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        return []
+    files = read_json(index, str(folder)).get("weight_map", {}).values()
+    return [folder / name for name in sorted(set(files))]
 
 
 def model_sha256(folder: Path) -> str:

@@ -108,16 +108,16 @@ def _pull(repository: str, progress: Progress, cache: Path | None) -> dict[str, 
             raise Refused(f"{repository} is half a checkpoint on the hub: no {min(used - names)}.")
     blobs = root / repo_folder_name(repo_id=repository, repo_type="model") / "blobs"
     _fetch_all(repository, str(info.sha), weights, blobs, progress)
+    fetched = [s for s in wanted if not s.rfilename.endswith(".safetensors")] + weights
     folder = snapshot_download(
         repository, revision=info.sha, cache_dir=root,
-        allow_patterns=[s.rfilename for s in wanted if not s.rfilename.endswith(".safetensors")]
-        + [s.rfilename for s in weights],
+        allow_patterns=[s.rfilename for s in fetched],
     )  # fmt: skip
     # What is loaded by name is what "main" was when it was asked for, now that it is all there.
     main = blobs.parent / "refs" / "main"
     main.parent.mkdir(exist_ok=True)
     write_whole(main, str(info.sha))
-    size = sum(s.size or 0 for s in wanted)
+    size = sum(s.size or 0 for s in fetched)
     return {"model": repository, "revision": info.sha, "path": folder, "bytes": size}
 
 

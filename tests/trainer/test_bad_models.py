@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.trainer.conftest import preference_rows, refused, run_folder
+from tests.trainer.conftest import PROMPTS, preference_rows, refused, run_folder
 from trainer import chat_template, contract, model
+from trainer.__main__ import perform
 from trainer.model import Refused
+from trainer.model_folder import weight_files
 
 pytestmark = pytest.mark.train
 
@@ -62,6 +64,24 @@ def pickled(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
+def without_index(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "weights.safetensors")
+
+
+def adapter_inside(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+
+
+def other_file(folder: Path) -> None:
+    shutil.copy(folder / "model.safetensors", folder / "other.safetensors")
+    change(folder / "config.json", transformers_weights="other.safetensors")
+
+
+def distributed(folder: Path) -> None:
+    name = "shard-00000-model-00001-of-00001.safetensors"
+    shutil.copy(folder / "model.safetensors", folder / name)
+
+
 def other_shape(folder: Path) -> None:
     change(folder / "config.json", intermediate_size=256)
 
@@ -93,6 +113,10 @@ def no_layers_for_lora(folder: Path) -> None:
      (cut_off, "half a checkpoint: model.safetensors cannot be read"),
      (outside, "names files outside the model's folder"),
      (pickled, "Pickled weights"),
+     (without_index, "half a checkpoint: it has neither model.safetensors nor"),
+     (adapter_inside, "has an adapter in the model's own folder"),
+     (other_file, "config.json names a file of weights"),
+     (distributed, "has weights of a distributed checkpoint"),
      (other_shape, "has odd weights (6, among them model.layers.0.mlp.down_proj.weight)"),
      (many_layers, "asks for 1000000000 layers"),
      (no_language, "is no language model"),
@@ -114,6 +138,26 @@ def test_weights_of_another_format_beside_them_are_left_alone(copy: Path) -> Non
     assert model.model_sha256(copy) == before
 
 
+def test_what_is_hashed_and_checked_is_what_is_loaded(copy: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(copy / "model.safetensors")
+    norm = "model.norm.weight"
+    save_file({**weights, norm: weights[norm] + 1}, copy / "other.safetensors", {"format": "pt"})
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "other.safetensors")}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    before = model.model_sha256(copy)
+    request = contract.Request(action="generate", model="tiny", quantization="none")
+    for kept in ("model.safetensors", "other.safetensors"):
+        (hashed,) = weight_files(model.find_model(str(copy)))
+        assert hashed.name == kept
+        loaded = model.load_base(request, copy, model.choose_device())
+        assert torch.equal(loaded.state_dict()[norm], load_file(hashed)[norm])
+        (copy / "model.safetensors").unlink(missing_ok=True)
+    assert model.model_sha256(copy) != before
+
+
 ENDLESS = {
     "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}"
              "{% endfor %}{% endfor %}{% endfor %}",
@@ -132,6 +176,24 @@ def test_a_template_without_an_end_is_refused_before_weights(
     (copy / "chat_template.jinja").write_text(ENDLESS[kind], encoding="utf-8")
     with pytest.raises(Refused, match="its chat template is not used: it"):
         model.load_tokenizer(copy, "tiny")
+
+
+@pytest.mark.parametrize("action", ["train", "generate"])
+def test_a_run_with_a_template_without_an_end_is_one_line_and_loads_nothing(
+    tmp_path: Path, copy: Path, action: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(chat_template, "SECONDS", 2)
+    monkeypatch.setattr(model, "load_base", lambda *_: pytest.fail("weights were loaded"))
+    (copy / "chat_template.jinja").write_text(ENDLESS["loops"], encoding="utf-8")
+    folder = run_folder(tmp_path / "run", preference_rows(8), action=action, model=str(copy))
+    contract.write_rows(folder / contract.PROMPTS, PROMPTS)
+    assert perform(folder) == 65
+    events = contract.read_events(folder)[0]
+    assert events[-1]["event"] == "failed" and not any(e["event"] == "loaded" for e in events)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines == [f"trainer: {events[-1]['message']}"]
+    assert f"{copy}: its chat template is not used: it runs for more than 2 seconds." in lines[0]
 
 
 def test_a_template_that_refuses_its_user_is_refused(copy: Path) -> None:

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.trainer.conftest import load, manifest_of, refused, run_folder
+from tests import tiny
+from tests.trainer.conftest import (
+    TRAIN,
+    load,
+    manifest_of,
+    preference_rows,
+    refused,
+    run_folder,
+)
+from trainer import merge, model
 from trainer.__main__ import perform
+from trainer.contract import Request
 
 pytestmark = pytest.mark.train
+
+PLAIN = Request(action="generate", model="tiny", quantization="none")
 
 
 def merge_folder(tmp_path: Path, gemma: Path, adapter: Path, **request: object) -> Path:
@@ -20,17 +33,30 @@ def merge_folder(tmp_path: Path, gemma: Path, adapter: Path, **request: object) 
     )  # fmt: skip
 
 
-def test_a_merged_model_answers_as_base_and_adapter_do(
-    tmp_path: Path, gemma: Path, adapters: tuple[Path, Path]
-) -> None:
+def trained_adapter(folder: Path, base: Path) -> Path:
+    """Train an adapter of a tiny model for two steps."""
+    run = run_folder(
+        folder, preference_rows(12, split="train"), action="train", model=str(base),
+        train={**TRAIN, "max_steps": 2}, quantization="none",
+    )  # fmt: skip
+    assert perform(run) == 0
+    return run / "adapter"
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_merged_model_answers_as_base_and_adapter_do(tmp_path: Path, family: str) -> None:
     import torch
+    from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = merge_folder(tmp_path, gemma, adapters[1])
+    base = tmp_path / "model"
+    plain = tiny.save_family(base, family)
+    adapter = trained_adapter(tmp_path / "trained", base)
+    folder = merge_folder(tmp_path, base, adapter)
     assert perform(folder) == 0
     target = folder / "merged"
     told = manifest_of(folder)["merged"]
-    assert told["path"] == "merged" and told["bytes"] > 0
+    assert told["path"] == "merged" and told["form"] == "merged" and told["bytes"] > 0
     assert not list(folder.glob("*.part"))
     merged, info = AutoModelForCausalLM.from_pretrained(target, output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -41,15 +67,35 @@ def test_a_merged_model_answers_as_base_and_adapter_do(
         [{"role": "user", "content": "I feel watched."}], add_generation_prompt=True,
         return_tensors="pt", return_dict=True,
     )["input_ids"]  # fmt: skip
-    adapted, _ = load(gemma, adapters[1])
-    plain, _ = load(gemma, None)
+    language = model.load_base(PLAIN, base, model.choose_device())
+    adapted = PeftModel.from_pretrained(language, str(adapter)).eval()
     with torch.no_grad():
-        wanted, got, base = (m(ids).logits.float() for m in (adapted, merged.float(), plain))
+        wanted, got = adapted(ids).logits, merged.float()(ids).logits
+        unlike = (wanted - plain(input_ids=ids).logits).abs().max()
     # Both in fp32: what is left is the rounding of the weights to bf16, well under the adapter.
-    assert (wanted - got).abs().max() < 0.05 * (wanted - base).abs().max() + 0.02
-    assert (wanted - base).abs().max() > 0.1
-    card = (target / "README.md").read_text()
-    assert "not therapy" in card and manifest_of(folder)["merged"]["form"] == "merged"
+    assert (wanted - got).abs().max() < 0.05 * unlike + 0.02
+    assert unlike > 0.1
+    assert "not therapy" in (target / "README.md").read_text()
+
+
+def test_a_model_that_would_not_be_loaded_again_is_not_published(
+    tmp_path: Path, gemma: Path, adapters: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    from transformers.core_model_loading import WeightRenaming
+
+    load = model.load_base
+
+    def as_part_of_another(*arguments: Any) -> Any:
+        loaded = load(*arguments)
+        loaded._weight_conversions = [WeightRenaming(r"^language_model\.model\.", "model.")]
+        return loaded
+
+    monkeypatch.setattr(merge, "load_base", as_part_of_another)
+    folder = merge_folder(tmp_path, gemma, adapters[0])
+    assert perform(folder) == 65
+    assert "the merged model misses weights" in capsys.readouterr().err
+    assert not (folder / "merged").exists() and not list(folder.glob("*.part"))
 
 
 def test_what_cannot_be_merged_is_refused(
@@ -96,11 +142,3 @@ def test_ollama_gets_the_models_own_template(
     messages = [{"role": role, "content": text} for role, text in turns]
     rendered = str(tokenizer.apply_chat_template(messages, tokenize=False))
     assert tokenizer.bos_token + filled == rendered
-
-
-def test_a_template_that_does_not_fit_ollamas_terms_is_left_out(gemma: Path) -> None:
-    from trainer.merge import go_template
-
-    _, tokenizer = load(gemma, None)
-    tokenizer.chat_template = "{{ messages | length }}:{{ messages[-1]['content'] }}"
-    assert go_template(tokenizer) is None

@@ -120,6 +120,8 @@ def test_what_is_no_model_is_refused_before_any_weights(tmp_path: Path, copy: Pa
 def test_a_model_is_known_by_its_content(copy: Path, gemma: Path) -> None:
     assert model.model_sha256(copy) == model.model_sha256(gemma)
     (copy / "model.safetensors").rename(copy / "weights.safetensors")
+    index = copy / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"model.norm.weight": "weights.safetensors"}}))
     assert model.model_sha256(copy) == model.model_sha256(gemma)
     change_weights_file = copy / "weights.safetensors"
     change_weights_file.write_bytes(change_weights_file.read_bytes() + b"x")
@@ -151,6 +153,19 @@ def test_an_adapter_of_another_base_is_refused_with_both_names(
     events = contract.read_events(folder)[0]
     assert events[-1]["event"] == "failed"
     assert not any(event.get("phase") == "load" for event in events)
+
+
+def test_a_base_is_told_by_its_digest_and_never_by_a_name(tmp_path: Path) -> None:
+    folder = adapter_folder(tmp_path / "adapter", base_model="a/moved/model", base_sha256="a")
+    config = {"peft_type": "LORA", "r": 8, "base_model_name_or_path": "another/place"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    model.check_adapter(folder, "a/model", "a")
+    # Somebody else's says no more than the name, even where it is the right one.
+    (folder / contract.ADAPTER_CARD).unlink()
+    config["base_model_name_or_path"] = "a/model"
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(Refused, match="its base model cannot be told"):
+        model.check_adapter(folder, "a/model", "a")
 
 
 @pytest.mark.parametrize(

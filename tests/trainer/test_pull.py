@@ -211,9 +211,11 @@ def test_of_several_weights_those_of_the_index_are_fetched_and_found(
     hub.files["model.fp32.safetensors"] = b"the same once more"
     index = {"metadata": {}, "weight_map": {"a": shard}}
     hub.files["model.safetensors.index.json"] = json.dumps(index).encode()
-    status, said, _ = pull()
+    status, said, manifest = pull()
     assert status == 0, said
     assert shard in pull.cached and "model.fp32.safetensors" not in pull.cached
+    folder = Path(manifest["pulled"]["path"])
+    assert manifest["pulled"]["bytes"] == sum(p.stat().st_size for p in folder.iterdir())
     done = subprocess.run(
         [sys.executable, "-c",
          "from trainer.model_folder import find_model; print(find_model('some/model').name)"],
