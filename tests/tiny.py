@@ -1,4 +1,4 @@
-"""Tiny real models made on the spot: a Gemma 3 with random weights and a byte-level tokenizer."""
+"""Tiny real models made on the spot: random weights, a byte-level tokenizer, a chat template."""
 
 from __future__ import annotations
 
@@ -6,7 +6,51 @@ from pathlib import Path
 from typing import Any
 
 CHAT_TEMPLATE = Path(__file__).parent.parent / "data" / "demo_model" / "chat_template.jinja"
-SPECIALS = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
+SPECIALS = ["<pad>", "<eos>", "<bos>", "<unk>"]
+# The families' ways to write turns; the second token ends Gemma's and Llama's, <eos> Mistral's.
+TURNS = {
+    "gemma": ("<start_of_turn>", "<end_of_turn>"),
+    "llama": ("<|start_header_id|>", "<|eot_id|>", "<|end_header_id|>"),
+    "mistral": ("[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"),
+}
+# As Llama 3.2's, without its date: a header before the first turn, system message or not.
+LLAMA_TEMPLATE = """{{- bos_token }}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content']|trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system_message = "" %}
+{%- endif %}
+{{- "<|start_header_id|>system<|end_header_id|>\\n\\n" }}
+{{- "Cutting Knowledge Date: December 2023\\n\\n" }}
+{{- system_message + "<|eot_id|>" }}
+{%- for message in messages %}
+    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
+    {{- message['content'] | trim + '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}
+"""
+# As Mistral Small 3's and Ministral 3's: a system message of its own where none is given.
+MISTRAL_TEMPLATE = """{{- bos_token }}
+{%- if messages[0]['role'] == 'system' %}
+    {{- '[SYSTEM_PROMPT]' + messages[0]['content'] + '[/SYSTEM_PROMPT]' }}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {{- '[SYSTEM_PROMPT]You are a model.\\nYou say so when you do not know.[/SYSTEM_PROMPT]' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
+        {{- raise_exception('Roles must alternate.') }}
+    {%- endif %}
+    {%- if message['role'] == 'user' %}
+        {{- '[INST]' + message['content'] + '[/INST]' }}
+    {%- else %}
+        {{- message['content'] + eos_token }}
+    {%- endif %}
+{%- endfor %}
+"""
 TEXT = [
     "I feel watched by the neighbours and nobody believes me.",
     "It sounds frightening, and you must be tired. What would help tonight?",
@@ -15,11 +59,26 @@ TEXT = [
 ]
 
 
-def save_tokenizer(folder: Path, texts: list[str] = TEXT, vocabulary: int = 384) -> Any:
-    """Train a byte-level BPE tokenizer with Gemma's turn tokens and save it."""
+def turns_of(family: str) -> str:
+    """Return whose turns a family writes: gemma's, llama's or mistral's."""
+    kind = {"gem": "gemma", "lla": "llama", "mis": "mistral", "min": "mistral"}
+    return kind[family[:3]]
+
+
+def chat_template(family: str) -> str:
+    """Return the chat template of a family, as its publisher writes it."""
+    own = {"llama": LLAMA_TEMPLATE, "mistral": MISTRAL_TEMPLATE}.get(turns_of(family))
+    return own or CHAT_TEMPLATE.read_text(encoding="utf-8")
+
+
+def save_tokenizer(
+    folder: Path, texts: list[str] = TEXT, vocabulary: int = 384, family: str = "gemma3"
+) -> Any:
+    """Train a byte-level BPE tokenizer with a family's turn tokens and template, and save it."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
+    turns = TURNS[turns_of(family)]
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
@@ -27,7 +86,7 @@ def save_tokenizer(folder: Path, texts: list[str] = TEXT, vocabulary: int = 384)
         texts,
         trainers.BpeTrainer(
             vocab_size=vocabulary,
-            special_tokens=SPECIALS,
+            special_tokens=[*SPECIALS, *turns],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         ),
@@ -35,11 +94,11 @@ def save_tokenizer(folder: Path, texts: list[str] = TEXT, vocabulary: int = 384)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=raw,
         pad_token="<pad>",
-        eos_token="<eos>",
+        eos_token="<|eot_id|>" if turns_of(family) == "llama" else "<eos>",
         bos_token="<bos>",
         unk_token="<unk>",
-        additional_special_tokens=SPECIALS[4:],
-        chat_template=CHAT_TEMPLATE.read_text(encoding="utf-8"),
+        additional_special_tokens=list(turns),
+        chat_template=chat_template(family),
     )
     tokenizer.save_pretrained(folder)
     return tokenizer
@@ -105,12 +164,12 @@ def save_family(folder: Path, family: str, seed: int = 5) -> Any:
     )
 
     folder.mkdir(parents=True, exist_ok=True)
-    vocabulary = len(save_tokenizer(folder))
+    vocabulary = len(save_tokenizer(folder, family=family))
     sizes = {
         "vocab_size": vocabulary, "hidden_size": 64, "intermediate_size": 128,
         "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
         "head_dim": 64, "max_position_embeddings": 2048, "pad_token_id": 0, "bos_token_id": 2,
-        "eos_token_id": 5,
+        "eos_token_id": 1 if turns_of(family) == "mistral" else [1, 5],
     }  # fmt: skip
     made: Any = {
         "llama": LlamaForCausalLM, "mistral": MistralForCausalLM,

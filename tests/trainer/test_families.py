@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +81,10 @@ def test_lora_is_put_on_language_layers_and_trains(tmp_path: Path, family: str) 
     assert all(g is not None and torch.isfinite(g).all() for g in grads)
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "mistral3"])
+ROUND = ["gemma3", "llama", "mistral", "mistral3"]  # gemma3_text is everywhere else
+
+
+@pytest.mark.parametrize("family", ROUND)
 def test_a_round_runs_from_preferences_to_new_replies(tmp_path: Path, family: str) -> None:
     place = tmp_path / "model"
     tiny.save_family(place, family)
@@ -93,3 +100,102 @@ def test_a_round_runs_from_preferences_to_new_replies(tmp_path: Path, family: st
     assert manifest["candidates"]["count"] == 4
     row = rows_of(folder, contract.CANDIDATES)[0]
     assert row["sampling"]["temperature"] == 0.9 and row["sampling"]["top_k"] == 64
+
+
+def steps_of(folder: Path) -> list[dict[str, Any]]:
+    return [e for e in contract.read_events(folder)[0] if e["event"] == "step"]
+
+
+# Each run in a process of its own that kills itself when its first checkpoint is published.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import bitsandbytes, peft, torch._dynamo  # once for all: what a run imports as it goes
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
+from trl import DPOTrainer
+from trainer import checkpoints, dpo, evaluate, generate, model
+from trainer.__main__ import perform
+
+def publish_and_die(*arguments, publish=checkpoints.publish):
+    publish(*arguments)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+checkpoints.publish = publish_and_die
+for folder in sys.argv[1:]:
+    pid = os.fork()
+    if pid == 0:
+        perform(Path(folder))
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_killed_training_goes_on_in_every_family(tmp_path: Path) -> None:
+    rows = preference_rows(12, split="train")
+    for family in ROUND:
+        tiny.save_family(tmp_path / family / "model", family)
+        request = {
+            "action": "train", "model": str(tmp_path / family / "model"), "seed": 3,
+            "train": {**TRAIN, "max_steps": 2, "save_steps": 1},
+        }  # fmt: skip
+        for name in ("whole", "killed"):
+            run_folder(tmp_path / family / name, rows, **request)
+    folders = [str(tmp_path / family / "killed") for family in ROUND]
+    # Before anything is computed there: threads of a parent are not there after a fork.
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", KILLED, *folders],
+        capture_output=True, text=True, env=dict(os.environ),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for family in ROUND:
+        whole, killed = tmp_path / family / "whole", tmp_path / family / "killed"
+        assert [e["step"] for e in steps_of(killed)] == [1], family
+        assert not (killed / "adapter").exists(), family
+        assert perform(whole) == perform(killed) == 0, family
+        assert [e["step"] for e in steps_of(killed)] == [1, 2], family
+        for ours, wanted in zip(steps_of(killed), steps_of(whole), strict=True):
+            assert ours["loss"] == pytest.approx(wanted["loss"], abs=1e-6), family
+        sha256 = manifest_of(whole)["adapter"]["sha256"]
+        assert manifest_of(killed)["adapter"]["sha256"] == sha256, family
+
+
+@pytest.mark.parametrize("family", ROUND)
+def test_a_chained_round_goes_on_with_the_adapter_of_the_one_before(
+    tmp_path: Path, family: str
+) -> None:
+    place = tmp_path / "model"
+    tiny.save_family(place, family)
+    train = {**TRAIN, "max_steps": 2, "loss": ["sigmoid"], "loss_weights": [1.0]}
+    rows = preference_rows(12, split="train")
+    request = {"model": str(place), "quantization": "none", "generate": GENERATE}
+    first = run_folder(tmp_path / "first", rows, **request, action="train", train=train)
+    assert perform(first) == 0
+    second = run_folder(
+        tmp_path / "second", rows, **request, action="round", adapter="../first/adapter",
+        train={**train, "strategy": "chained"},
+    )  # fmt: skip
+    contract.write_rows(second / contract.PROMPTS, PROMPTS[:2])
+    assert perform(second) == 0
+    # The reference is the adapter it begins with: at the first step both say the same.
+    assert steps_of(second)[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
+    card = json.loads((second / "adapter" / contract.ADAPTER_CARD).read_text())
+    parent = manifest_of(first)["adapter"]["sha256"]
+    assert card["strategy"] == "chained" and card["parent_sha256"] == parent
+    assert manifest_of(second)["adapter"]["sha256"] != parent
+    assert len(rows_of(second, contract.CANDIDATES)) == 4
+
+
+@pytest.mark.parametrize("family", ROUND)
+def test_a_familys_turns_are_written_and_ended_in_its_own_way(tmp_path: Path, family: str) -> None:
+    tiny.save_family(tmp_path, family)
+    tokenizer = model.load_tokenizer(tmp_path, "tiny")
+    messages = preference_rows(1)[0]["prompt"]
+    text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    begins, ends = tiny.TURNS[tiny.turns_of(family)][:2]
+    assert text.count(begins) >= 2 and ends in text
+    config = model.load_base(PLAIN, tmp_path, model.choose_device()).generation_config
+    stops = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    said = [*messages, {"role": "assistant", "content": "Tell me more."}]
+    ids = tokenizer.apply_chat_template(said, return_dict=True)["input_ids"]
+    assert set(ids[-2:]) & set(stops)  # what training teaches it to end with, generation stops at

@@ -14,46 +14,11 @@ from trainer import model, ollama
 
 pytestmark = pytest.mark.train
 
-# As Llama 3.2's: a header of its own before the first turn, with a date, system message or not.
-LLAMA = """{{- bos_token }}
-{%- if messages[0]['role'] == 'system' %}
-    {%- set system_message = messages[0]['content']|trim %}
-    {%- set messages = messages[1:] %}
-{%- else %}
-    {%- set system_message = "" %}
-{%- endif %}
-{{- "<|start_header_id|>system<|end_header_id|>\\n\\n" }}
-{{- "Cutting Knowledge Date: December 2023\\n" }}
-{{- "Today Date: " + strftime_now("%d %b %Y") + "\\n\\n" }}
-{{- system_message }}
-{{- "<|eot_id|>" }}
-{%- for message in messages %}
-    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
-    {{- message['content'] | trim + '<|eot_id|>' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
-{%- endif %}
-"""
-# As Mistral Small 3's and Ministral 3's: a system message of its own where none is given.
-MISTRAL = """{{- bos_token }}
-{%- if messages[0]['role'] == 'system' %}
-    {{- '[SYSTEM_PROMPT]' + messages[0]['content'] + '[/SYSTEM_PROMPT]' }}
-    {%- set messages = messages[1:] %}
-{%- else %}
-    {{- '[SYSTEM_PROMPT]You are a model.\\nYou say so when you do not know.[/SYSTEM_PROMPT]' }}
-{%- endif %}
-{%- for message in messages %}
-    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
-        {{- raise_exception('Roles must alternate.') }}
-    {%- endif %}
-    {%- if message['role'] == 'user' %}
-        {{- '[INST]' + message['content'] + '[/INST]' }}
-    {%- else %}
-        {{- message['content'] + eos_token }}
-    {%- endif %}
-{%- endfor %}
-"""
+# As Llama 3.2's is: with the day it is rendered on.
+LLAMA = tiny.LLAMA_TEMPLATE.replace(
+    '2023\\n\\n" }}', '2023\\n" }}\n{{- "Today Date: " + strftime_now("%d %b %Y") + "\\n\\n" }}'
+)
+MISTRAL = tiny.MISTRAL_TEMPLATE
 # Older ones of Mistral's: a blank before a reply, no system role.
 BLANK = """{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}
 {{- '[INST] ' + message['content'] + ' [/INST]' }}{% elif message['role'] == 'assistant' %}
@@ -137,6 +102,7 @@ def test_a_header_is_written_once_and_a_date_is_told_of(tokenizer: Any) -> None:
     template = ollama.go_template(tokenizer)
     assert template is not None and template.count("{{ range .Messages }}") == 1
     before, _, inside = template.partition("{{ range .Messages }}")
+    assert "Today Date: " in before and "Today" not in inside
     assert "Cutting Knowledge Date" in before and "Cutting" not in inside
     sampling = SimpleNamespace(eos_token_id=[1, 5], temperature=0.6)
     text = ollama.modelfile(tokenizer, sampling)
