@@ -123,18 +123,23 @@ def _own_code(name: str, file: str) -> str:
     )
 
 
+def indexed_files(index: Path, name: str) -> set[str]:
+    """Return the files of weights that an index names. Raises Refused."""
+    files = read_json(index, name).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(f, str) for f in files.values()):
+        raise Refused(f"{name}: {INDEX} has no weight_map.")
+    if any(Path(f).name != f for f in files.values()):
+        raise Refused(f"{name}: {INDEX} names files outside the model's folder.")
+    return set(files.values())
+
+
 def _check_shards(folder: Path, name: str) -> None:
     """Refuse pickled weights, and a folder in which a file of weights is missing."""
     there = {path.name for path in folder.glob("*.safetensors")}
     index = folder / INDEX
     wanted: set[str] = set()
     if index.is_file():
-        files = read_json(index, name).get("weight_map")
-        if not isinstance(files, dict) or not all(isinstance(f, str) for f in files.values()):
-            raise Refused(f"{name}: {INDEX} has no weight_map.")
-        wanted = set(files.values())
-        if any(Path(f).name != f for f in wanted):
-            raise Refused(f"{name}: {INDEX} names files outside the model's folder.")
+        wanted = indexed_files(index, name)
     for shard in filter(None, map(SHARD.search, there)):
         total = int(shard[2])
         stem = shard.string[: shard.start()]
@@ -175,8 +180,7 @@ def weight_files(folder: Path) -> list[Path]:
         return [single]
     if not index.is_file():
         return []
-    files = read_json(index, str(folder)).get("weight_map", {}).values()
-    return [folder / name for name in sorted(set(files))]
+    return [folder / name for name in sorted(indexed_files(index, str(folder)))]
 
 
 def model_sha256(folder: Path) -> str:

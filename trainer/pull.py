@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.contract import sha256_file, write_whole
-from trainer.model_folder import INDEX, Refused, check_config, read_json
+from trainer.model_folder import INDEX, Refused, check_config, indexed_files, read_json
 from trainer.presets import QUANTISED, preset
 
 # What a model is loaded from. Pickles and code never; folders below the top hold the same weights
@@ -102,7 +102,7 @@ def _pull(repository: str, progress: Progress, cache: Path | None) -> dict[str, 
     check_config(read_json(small("config.json"), repository), repository)  # before gigabytes
     weights = [s for s in wanted if s.rfilename.endswith(".safetensors")]
     if INDEX in names:
-        used = set(read_json(small(INDEX), repository).get("weight_map", {}).values())
+        used = indexed_files(small(INDEX), repository)
         weights = [s for s in weights if s.rfilename in used]
         if used - names:
             raise Refused(f"{repository} is half a checkpoint on the hub: no {min(used - names)}.")

@@ -224,6 +224,19 @@ def test_of_several_weights_those_of_the_index_are_fetched_and_found(
     assert done.stdout.strip() == REVISION, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [(["a"], "has no weight_map"), ({"a": "../b.safetensors"}, "names files outside")],
+)
+def test_an_index_that_is_none_is_refused_in_one_line(
+    pull: Puller, hub: Hub, files: object, said: str
+) -> None:
+    hub.files["model.safetensors.index.json"] = json.dumps({"weight_map": files}).encode()
+    status, told, _ = pull()
+    assert status == 65 and said in told and "Traceback" not in told
+    assert "model.safetensors" not in pull.cached
+
+
 def test_every_file_is_of_the_commit_that_was_looked_at(pull: Puller, hub: Hub) -> None:
     # Its publisher changes the model right after: weights and settings must not be of two commits.
     hub.newer["generation_config.json"] = b'{"temperature": 9.0}'
