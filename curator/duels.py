@@ -78,7 +78,7 @@ def results(workspace: Workspace) -> dict[str, Any]:
         by_kind[kind][first, second] = tally
     return {
         "duels": [
-            _result(kind, *names, tally, tallies.get(("nobody", *names), Tally()).waiting)
+            _result(kind, *names, tally)
             for kind, found in sorted(by_kind.items())
             for names, tally in sorted(found.items())
         ],
@@ -93,7 +93,8 @@ def results(workspace: Workspace) -> dict[str, Any]:
 def _tallies(session: Session) -> dict[tuple[str, str, str], Tally]:
     """Return {(annotator kind, first, second): tally}; "nobody" for pairs not judged yet.
 
-    Of several judgments of one pair by one kind of annotator the latest counts.
+    Of several judgments of one pair by one kind of annotator the latest counts. For a kind that
+    has begun a pair waits until one of them has seen it, be it to skip it.
     """
     left, right = aliased(Candidate), aliased(Candidate)
     names: dict[int | None, str] = dict(session.exec(select(Adapter.id, Adapter.name)).all())
@@ -111,20 +112,27 @@ def _tallies(session: Session) -> dict[tuple[str, str, str], Tally]:
         if split == Split.HELD_OUT:
             held_out.add(pair_id)
     judged: dict[tuple[str, int], Verdict] = {}
+    seen: dict[str, set[int | None]] = defaultdict(set)
     for kind, pair_id, verdict in session.exec(
         select(Annotator.kind, Judgment.pair_id, Judgment.verdict)
         .join(Pair, col(Judgment.pair_id) == Pair.id)
         .join(Annotator, col(Judgment.annotator_id) == Annotator.id)
-        .where(Pair.purpose == Purpose.DUEL, standing(), Judgment.verdict != Verdict.SKIP)
+        .where(Pair.purpose == Purpose.DUEL, standing())
         .order_by(col(Judgment.id))
     ):
-        judged[str(kind), pair_id] = Verdict(verdict)
+        seen[str(kind)].add(pair_id)
+        if verdict is not Verdict.SKIP:
+            judged[str(kind), pair_id] = Verdict(verdict)
     tallies: dict[tuple[str, str, str], Tally] = defaultdict(Tally)
     for (kind, pair_id), verdict in judged.items():
         _count(tallies, kind, pairs[pair_id], verdict, pair_id in held_out)
     for unjudged in pairs.keys() - {number for _, number in judged}:
         first, second = _in_order(*pairs[unjudged])
         tallies["nobody", first, second].waiting += 1
+    for kind, theirs in seen.items():
+        for unseen in pairs.keys() - theirs:
+            if (names_of := (kind, *_in_order(*pairs[unseen]))) in tallies:
+                tallies[names_of].waiting += 1
     return dict(tallies)
 
 
@@ -154,12 +162,12 @@ def _count(
     tally.held_out += held_out and verdict in (Verdict.LEFT, Verdict.RIGHT)
 
 
-def _result(kind: str, first: str, second: str, tally: Tally, waiting: int) -> dict[str, Any]:
+def _result(kind: str, first: str, second: str, tally: Tally) -> dict[str, Any]:
     n = tally.wins + tally.losses
     facts: dict[str, Any] = {
         "annotator": kind, "first": first, "second": second, "wins": tally.wins,
         "losses": tally.losses, "ties": tally.ties, "both_bad": tally.both_bad,
-        "waiting": waiting, "n": n, "held_out": tally.held_out,
+        "waiting": tally.waiting, "n": n, "held_out": tally.held_out,
     }  # fmt: skip
     if n:
         share = tally.wins / n

@@ -44,12 +44,12 @@ def share(values: Sequence[bool], clusters: Sequence[str] | None = None) -> Figu
 
 
 def mean(values: Sequence[float], clusters: Sequence[str] | None = None) -> Figure | None:
-    """Return a mean with n and its t interval, as `share` does; no interval under 4 values."""
+    """Return a mean with n and its t interval, as `share` does; no interval under 4 clusters."""
     n = len(values)
     if n == 0:
         return None
-    worth = effective_size(values, clusters) / n if clusters is not None else 1.0
-    interval = list(mean_interval(values, worth)) if n >= 4 else None
+    groups = n if clusters is None else len(set(clusters))
+    interval = list(mean_interval(values, clusters)) if groups >= 4 else None
     return {"value": sum(values) / n, "n": n, "interval": interval}
 
 

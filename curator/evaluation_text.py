@@ -73,11 +73,17 @@ def evaluation_text(facts: Mapping[str, Any]) -> str:
     lines = [table(("figure", *heads), rows)]
     lines += _difference_lines(facts, names)
     lines += _family_lines(policies, there, heads)
-    n = policies.get("adapter", {}).get("held_out_accuracy", {}).get("n", 0)
-    if "adapter" in policies and n < FEWEST_TO_CONCLUDE:
+    accuracy = policies.get("adapter", {}).get("held_out_accuracy", {})
+    n = accuracy.get("n", 0)
+    if "adapter" in policies and _apart(accuracy) < FEWEST_TO_CONCLUDE:
         lines += ["", f"{n} held-out preferences: under {FEWEST_TO_CONCLUDE} nothing can be "
                   "concluded from the accuracy; look at its interval."]  # fmt: skip
     return "\n".join(lines)
+
+
+def _apart(figure: Mapping[str, Any]) -> int:
+    """Return how many of a share's rows stand by themselves."""
+    return int(figure.get("clusters", figure.get("n", 0)))
 
 
 def _head(policy: str, names: Mapping[str, str]) -> str:
@@ -135,7 +141,7 @@ def adapters_text(found: list[dict[str, Any]]) -> str:
         figure["n"] for each in found
         if (figure := each["evaluation"].get("policies", {}).get("adapter", {})
             .get("held_out_accuracy"))
-        and figure["n"] < FEWEST_TO_CONCLUDE
+        and _apart(figure) < FEWEST_TO_CONCLUDE
     ]  # fmt: skip
     return text + (f"\n\n{TOO_FEW}" if few else "")
 

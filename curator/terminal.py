@@ -150,8 +150,13 @@ def held_out_text(held_out: dict[str, Any]) -> str:
     return (
         f"held out: accuracy {held_out['rewards/accuracies']:.0%} ({low:.0%} to {high:.0%}), "
         f"margin {held_out['rewards/margins']:.2f} ({margin_low:.2f} to {margin_high:.2f}), "
-        f"n = {held_out['n']}{too_few_text(held_out['n'])}."
+        f"n = {held_out['n']}{too_few_text(apart(held_out))}."
     )
+
+
+def apart(held_out: dict[str, Any]) -> int:
+    """Return how many held-out preferences stand by themselves: those to one prompt are one."""
+    return int(min(held_out["n"], held_out.get("prompts", held_out["n"])))
 
 
 def too_few_text(n: int) -> str:

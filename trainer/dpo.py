@@ -78,7 +78,7 @@ def make_trainer(
         trainer.add_callback(stopping(settings.early_stopping_patience, emit))
     trainer.remove_callback(PrinterCallback)  # stdout carries events, nothing else
     trainer.create_model_card = lambda *_, **__: None  # asked for with every checkpoint
-    _prepare_adapters(trainer.model, device)
+    _prepare_adapters(trainer.model, device, settings.lora_dropout)
     _keep_dtypes_on_loading(trainer)
     return trainer
 
@@ -103,9 +103,10 @@ def _stops_early(settings: TrainSettings, held_out: int, emit: Emit) -> bool:
     return stops
 
 
-def _prepare_adapters(model: Any, device: Device) -> None:
-    """Give the adapter the types it is trained in, and its frozen copy what a reference needs."""
+def _prepare_adapters(model: Any, device: Device, dropout: float) -> None:
+    """Give the adapter the types and dropout it is trained with, and its frozen copy no chance."""
     import torch
+    from peft.tuners.lora import LoraLayer
 
     if device.dtype == torch.float32:
         # TRL turns a quantised model's LoRA into bf16, meant for bf16 autocast. Without autocast
@@ -117,9 +118,15 @@ def _prepare_adapters(model: Any, device: Device) -> None:
         if ".ref." in name:  # TRL's copy: in the policy's type, so that both start out equal
             trained = model.get_parameter(name.replace(".ref.", f".{TRAINED}."))
             parameter.data = parameter.data.to(trained.dtype)
-    for name, module in model.named_modules():
-        if name.endswith("lora_dropout.ref") and isinstance(module, torch.nn.Dropout):
-            module.p = 0.0  # a reference is without chance
+    # One that is gone on with comes with its own dropout; what is asked for now counts.
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            for name in module.lora_dropout:
+                share = dropout if name == TRAINED else 0.0
+                module.lora_dropout[name] = (
+                    torch.nn.Dropout(share) if share else torch.nn.Identity()
+                )
+    model.peft_config[TRAINED].lora_dropout = dropout
 
 
 def _keep_dtypes_on_loading(trainer: Any) -> None:

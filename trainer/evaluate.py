@@ -130,20 +130,21 @@ def held_out_rows(
 def summarise_margins(rows: list[Row]) -> dict[str, Any]:
     """Return accuracy and mean margin under TRL's names, with n and 95 % intervals.
 
-    `rows` are one policy's of `held_out_rows`, at least 4; those of one prompt count as one that
-    was asked several times.
+    `rows` are one policy's of `held_out_rows`, to at least 4 prompts; those to one prompt count as
+    what they are worth together.
     """
     margins, prompts = ([row[name] for row in rows] for name in ("margin", "prompt_sha256"))
     n = len(rows)
     hits = [float(margin > 0) for margin in margins]
-    worth, mean_worth = effective_size(hits, prompts), effective_size(margins, prompts) / n
+    worth = effective_size(hits, prompts)
     right = sum(hits)
     return {
         "n": n,
+        "prompts": len(set(prompts)),
         "rewards/accuracies": right / n,
         "rewards/accuracies_interval": list(wilson_interval(right / n * worth, worth)),
         "rewards/margins": sum(margins) / n,
-        "rewards/margins_interval": list(mean_interval(margins, mean_worth)),
+        "rewards/margins_interval": list(mean_interval(margins, prompts)),
     }
 
 

@@ -86,22 +86,28 @@ def fit(request: Request, folder: Path, emit: Emit) -> tuple[memory.Plan | None,
     return found, replace(request, train=found.settings)
 
 
-def refuse_weights(request: Request, folder: Path, emit: Emit) -> None:
-    """Raise ContractError, before anything is loaded, when the weights alone do not fit here.
+def fit_weights(request: Request, folder: Path, emit: Emit) -> Request:
+    """Return the request as its model can be loaded here: a tied embedding on the host if need be.
 
-    For what only writes or scores. A model whose sizes cannot be told is let through, and that is
-    said.
+    For what only writes or scores. Raises ContractError, before anything is loaded, when the
+    weights with the reserve do not fit. A model whose sizes cannot be told is let through, and that
+    is said.
     """
     machine = machine_here()
     try:
         shape = shape_in(folder, request.model)
     except ContractError as error:
         emit("warning", message=f"no memory plan: {error}")
-        return
+        return request
     found = memory.loaded(shape, request.train, request.quantization, machine)
+    if not found.fits and request.train.host_embedding is None:
+        host = replace(request.train, host_embedding=True)
+        if memory.leaves(shape, host, machine):
+            found = memory.loaded(shape, host, request.quantization, machine)
     if not found.fits:
         others = alternatives(request.model, request, machine, memory.loaded)
         raise ContractError(memory.refusal(request.model, found, others))
+    return replace(request, train=found.settings)
 
 
 def check_plan(

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Sequence
 
 Z95 = 1.959963984540054
+FEW_CLUSTERS = 10
 # Half the 5 % point of chi squared with 2, 4 and 6 degrees of freedom.
 POISSON_LOWER = {1: 0.0513, 2: 0.3554, 3: 0.8177}
 
@@ -45,16 +46,20 @@ def modified_wilson_interval(successes: int, n: int) -> tuple[float, float]:
     return low, high
 
 
-def mean_interval(values: Sequence[float], worth: float = 1.0) -> tuple[float, float]:
-    """Return the 95 % t interval of a mean of at least 4 values.
+def mean_interval(
+    values: Sequence[float], clusters: Sequence[Hashable] | None = None
+) -> tuple[float, float]:
+    """Return the 95 % t interval of a mean of at least 4 values, in at least 4 clusters if any.
 
-    `worth`: what a value is worth where some belong together (effective_size over n). The t
-    quantile is the Cornish-Fisher expansion of Abramowitz and Stegun 26.7.5, within 1 % of the
-    exact one from 3 degrees of freedom on. Raises ValueError for fewer than 4 values.
+    Where values belong together their effective size counts, and the degrees of freedom are the
+    clusters', less one. The t quantile is the Cornish-Fisher expansion of Abramowitz and Stegun
+    26.7.5, within 1 % of the exact one from 3 degrees of freedom on. Raises ValueError for fewer.
     """
-    if len(values) < 4:
-        raise ValueError("an interval of a mean needs at least 4 values")
-    v, z = len(values) - 1, Z95
+    groups = len(values) if clusters is None else len(set(clusters))
+    if groups < 4:
+        raise ValueError("an interval of a mean needs at least 4 values that stand by themselves")
+    size = len(values) if clusters is None else effective_size(values, clusters)
+    v, z = groups - 1, Z95
     t = (
         z
         + (z**3 + z) / (4 * v)
@@ -62,7 +67,7 @@ def mean_interval(values: Sequence[float], worth: float = 1.0) -> tuple[float, f
         + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
     )
     mean = statistics.fmean(values)
-    half = t * statistics.stdev(values) / math.sqrt(len(values) * worth)
+    half = t * statistics.stdev(values) / math.sqrt(size)
     return mean - half, mean + half
 
 
@@ -71,7 +76,8 @@ def effective_size(values: Sequence[float], clusters: Sequence[Hashable]) -> flo
 
     n over the design effect (Kish 1965): the variance of the mean with the residuals summed
     within clusters (Liang and Zeger 1986, times G / (G - 1)), over that of independent values,
-    and never below 1. Values that are all equal are worth one a cluster.
+    and never below 1. Of fewer than FEW_CLUSTERS that variance cannot be told, nor of values that
+    are all equal: then they are worth one a cluster.
     """
     n = len(values)
     if n < 2:
@@ -82,7 +88,7 @@ def effective_size(values: Sequence[float], clusters: Sequence[Hashable]) -> flo
         sums[cluster] += value - mean
     groups = len(sums)
     independent = sum((value - mean) ** 2 for value in values) / (n * (n - 1))
-    if independent == 0 or groups < 2:
+    if independent == 0 or groups < FEW_CLUSTERS:
         return float(groups)
     together = groups / (groups - 1) * sum(total**2 for total in sums.values()) / n**2
     return n / max(1.0, together / independent)

@@ -313,15 +313,20 @@ def loading_bytes(shape: Shape, quantization: str, machine: Machine) -> int:
     return weights + shape.embedding * machine.width + unpacked
 
 
+def leaves(shape: Shape, settings: TrainSettings, machine: Machine) -> bool:
+    """Tell whether the embedding leaves the card: a tied one, where that is asked for."""
+    return bool(settings.host_embedding) and shape.tied and machine.device == "cuda"
+
+
 def loaded(shape: Shape, settings: TrainSettings, quantization: str, machine: Machine) -> Plan:
     """Return the plan of a model that is loaded and not trained: its weights and the reserve.
 
     What replies and scores take on top is not in it: their batches are made smaller when short.
     """
-    leaves = settings.host_embedding and machine.device == "cuda"
+    away = leaves(shape, settings, machine)
     parts = {
         "weights": weights_bytes(shape, quantization, machine.width),
-        "embedding": 0 if leaves else shape.embedding * machine.width,
+        "embedding": 0 if away else shape.embedding * machine.width,
     }
     parts["reserve"] = sum(parts.values()) // RESERVE_SHARE + RESERVE
     loading = loading_bytes(shape, quantization, machine)

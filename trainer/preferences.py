@@ -104,11 +104,12 @@ def _draw_split(rows: list[dict[str, Any]], share: float, seed: int) -> list[str
     return ["held_out" if canonical_json(r["prompt"]) in held_out else "train" for r in rows]
 
 
-def held_out_note(n: int) -> str | None:
+def held_out_note(n: int, prompts: int) -> str | None:
     """Return why a round with n held-out preferences is not evaluated, or None when it is."""
-    if n >= FEWEST_HELD_OUT:
+    if prompts >= FEWEST_HELD_OUT:
         return None
+    of_few = "" if n < FEWEST_HELD_OUT else f" to {prompts} prompts"
     return (
-        f"trained without evaluation: {n} held-out preferences, and fewer than "
+        f"trained without evaluation: {n} held-out preferences{of_few}, and fewer than "
         f"{FEWEST_HELD_OUT} tell nothing."
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.contract import sha256_file, write_whole
-from trainer.model_folder import INDEX, Refused, check_config, indexed_files, read_json
+from trainer.model_folder import INDEX, SINGLE, Refused, check_config, indexed_files, read_json
 from trainer.presets import QUANTISED, preset
 
 # What a model is loaded from. Pickles and code never; folders below the top hold the same weights
@@ -95,6 +95,14 @@ def _pull(repository: str, progress: Progress, cache: Path | None) -> dict[str, 
             f"{repository} has no .safetensors weights (only pickled ones, which can run code). "
             "Nothing was fetched."
         )
+
+    if not {SINGLE, INDEX} & names:
+        raise Refused(
+            f"{repository} has its weights under names that transformers does not load: neither "
+            f"{SINGLE} nor {INDEX}. Nothing was fetched."
+        )
+    if "adapter_config.json" in names:
+        raise Refused(f"{repository} is an adapter, or has one in it. Nothing was fetched.")
 
     def small(name: str) -> Path:
         return Path(hf_hub_download(repository, name, revision=info.sha, cache_dir=root))

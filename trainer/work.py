@@ -129,7 +129,7 @@ class Work:
         if trains:
             self.plan, self.request = fitting.fit(request, self.base, self.emit)
         elif request.action != "merge":  # a merge is on the host, in another type
-            fitting.refuse_weights(request, self.base, self.emit)
+            self.request = fitting.fit_weights(request, self.base, self.emit)
         self.base_sha256 = model.model_sha256(self.base)
         self.adapter_sha256 = self._check_adapter(request.adapter, request.adapter_sha256)
         self.compare_sha256 = self._check_adapter(request.compare, request.compare_sha256)
@@ -239,7 +239,7 @@ class Work:
         write_rows(self.folder / EVALUATION, found.rows)
         self.manifest["evaluation"] = found.summary
         mine = found.held_out()
-        note = held_out_note(len(mine))
+        note = held_out_note(len(mine), len({row["prompt_sha256"] for row in mine}))
         if ADAPTER not in policies.names:
             note = "no adapter was evaluated: the base has no margin against itself."
         if note:

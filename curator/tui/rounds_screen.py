@@ -15,6 +15,7 @@ from curator.errors import CuratorError
 from curator.evaluation import FEWEST_TO_CONCLUDE, TOO_FEW
 from curator.run_watch import sparkline
 from curator.safe_text import one_line
+from curator.terminal import apart
 from curator.tui.messages import RunChanged
 from curator.tui.widgets import HeaderBar, KeyBar, KeyHint
 from curator.workflow import NextStep, next_step, status
@@ -159,7 +160,7 @@ def few_lines(facts: dict[str, Any]) -> list[str]:
     """Return a line that says so where an accuracy shown rests on too few to conclude from."""
     writers = {each["written_by"] for each in facts["rounds"]}
     shown = [a["held_out"] for a in facts["adapters"] if a["adapter"] in writers]
-    if any("rewards/accuracies" in h and h["n"] < FEWEST_TO_CONCLUDE for h in shown):
+    if any("rewards/accuracies" in h and apart(h) < FEWEST_TO_CONCLUDE for h in shown):
         return [TOO_FEW]
     return []
 

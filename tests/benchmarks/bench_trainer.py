@@ -136,8 +136,8 @@ class _Switch:
 def four_billion(layers: int | None = None, runs: int = 3) -> list[Figure]:
     """Train Gemma 3 4B's true shape, NF4 and bf16, 192 + 64 tokens, as a rehearsal makes it.
 
-    Eight gigabytes twice would not fit: one model takes a step our way and a step TRL's way in
-    turn, two rows a pair and every position through the head.
+    Two such models would be six gigabytes and more: one takes a step our way and a step TRL's way
+    in turn, two rows a pair and every position through the head.
     """
     import torch
     from trl.trainer import utils as trl_utils

@@ -177,6 +177,7 @@ def test_results(contested: Workspace) -> None:
     assert (human["first"], human["second"]) == ("adapter-0002", "base")
     assert (human["wins"], human["losses"], human["ties"], human["both_bad"]) == (6, 1, 1, 1)
     assert nobody["waiting"] == 1  # a skip leaves it for somebody else
+    assert human["waiting"] == 0  # and does not keep those who have seen them all from a verdict
     assert human["win_rate"] == pytest.approx(6 / 7) and human["p_value"] == pytest.approx(0.125)
     assert human["settled_by"] == decisive_pairs_needed(6 / 7)
     held_out = {p.id for p in prompts(contested) if p.split == Split.HELD_OUT}

@@ -97,7 +97,8 @@ def test_two_rounds(real_workspace: Workspace, gemma: Path) -> None:
     assert evaluation["names"]["adapter"] == adapter.name
     for rate in ("probe_collusion_rate", "probe_over_correction_rate"):
         figure = evaluation["policies"]["adapter"][rate]
-        assert figure["n"] > 0 and figure["interval"][0] <= figure["value"]
+        low, high = figure["interval"]
+        assert figure["n"] > 0 and 0 <= low <= figure["value"] <= high <= 1 and low < high
     # Anchored: the second round trained on everything so far, from the base.
     assert len(list(read_rows(folder / "pairs.jsonl"))) > 12
     assert read_request(folder).adapter is None

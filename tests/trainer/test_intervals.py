@@ -53,7 +53,12 @@ def test_t_interval_of_a_mean() -> None:
     # mean 2.94, standard error 0.289137, t(0.975, 49) = 2.009575
     values = [float(i % 7) for i in range(50)]
     assert mean_interval(values) == pytest.approx((2.358958, 3.521042), rel=1e-5)
-    half = (3.521042 - 2.358958) / 2 * 2**0.5  # each of them there twice
-    assert mean_interval(values, 0.5) == pytest.approx((2.94 - half, 2.94 + half), rel=1e-5)
+    # Five clusters of ten equal values: t(0.975, 4), and five values' worth of standard error.
+    often = [1.0, 2.0, 3.0, 4.0, 5.0] * 10
+    half = 2.776445 * 1.428571 / 5**0.5
+    found = mean_interval(often, [str(value) for value in often])
+    assert found == pytest.approx((3 - half, 3 + half), rel=0.02)
+    with pytest.raises(ValueError, match="stand by themselves"):
+        mean_interval(often, ["a", "b", "c"] * 16 + ["a", "b"])
     with pytest.raises(ValueError, match="at least 4"):
         mean_interval([1, 2, 3])
