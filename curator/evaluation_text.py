@@ -76,8 +76,12 @@ def evaluation_text(facts: Mapping[str, Any]) -> str:
     accuracy = policies.get("adapter", {}).get("held_out_accuracy", {})
     n = accuracy.get("n", 0)
     if "adapter" in policies and _apart(accuracy) < FEWEST_TO_CONCLUDE:
-        lines += ["", f"{n} held-out preferences: under {FEWEST_TO_CONCLUDE} nothing can be "
-                  "concluded from the accuracy; look at its interval."]  # fmt: skip
+        of_few = f" to {_apart(accuracy)} prompts" if n >= FEWEST_TO_CONCLUDE else ""
+        lines += [
+            "",
+            f"{n} held-out preferences{of_few}: under {FEWEST_TO_CONCLUDE} nothing can be "
+            "concluded from the accuracy; look at its interval.",
+        ]
     return "\n".join(lines)
 
 

@@ -87,6 +87,19 @@ def test_judgments_of_one_prompt_count_as_one_asked_again(tmp_path: Path) -> Non
         assert 1.3 < (wide[1] - wide[0]) / (narrow[1] - narrow[0]) < 2
 
 
+def test_of_few_prompts_each_counts_once_and_too_few_are_said(tmp_path: Path) -> None:
+    rows = [
+        {**held_out(f"h{i}", -1.0 if i == 0 else 1.0), "prompt_sha256": f"p{i % 3}"}
+        for i in range(24)
+    ]
+    found = facts(tmp_path, rows)["policies"]["adapter"]
+    accuracy = found["held_out_accuracy"]
+    assert accuracy["interval"] == pytest.approx(list(wilson(23 / 24 * 3, 3)))
+    assert found["held_out_margin"]["interval"] is None
+    text = evaluation_text.evaluation_text(figures(read_evaluation(tmp_path)))
+    assert "24 held-out preferences to 3 prompts: under 20 nothing can be concluded" in text
+
+
 def test_differences_are_over_the_same_rows(tmp_path: Path) -> None:
     rows = probes("adapter", 10, 0) + probes("base", 30, 3) + [probe("only", True)]
     rows += [held_out(f"h{i}", 1.0) for i in range(6)]

@@ -13,7 +13,7 @@ import pytest
 from tests import tiny
 from tests.trainer.conftest import TRAIN, preference_rows, refused, run_folder
 from trainer import contract, dpo, fitting, measure, memory, model
-from trainer.contract import Request, TrainSettings
+from trainer.contract import ContractError, Request, TrainSettings
 from trainer.memory import CUDA_CONTEXT, GIB, HOST_EMBEDDING, OFFLOAD, RESIDENT, Machine, shape_of
 from trainer.preferences import Preferences
 from trainer.presets import PRESETS, preset
@@ -203,6 +203,28 @@ def test_weights_alone_leave_out_what_training_takes() -> None:
     left = memory.loaded(shape, streamed, "nf4", narrow)
     assert left.total < narrow.free and not left.fits
     assert "loading takes 3.10 GB, 3.05 GB free" in memory.refusal("x", left, [])
+
+
+@pytest.mark.parametrize("asked", [None, False])
+def test_what_only_writes_may_put_the_embedding_on_the_host(
+    gemma: Path, monkeypatch: Any, asked: bool | None
+) -> None:
+    """As training may: what can be trained here can be written with, too."""
+    request = Request(
+        action="generate", model="x", train=TrainSettings(host_embedding=asked)
+    )  # fmt: skip
+    shape = fitting.shape_in(gemma, "x")
+    card = replace(CARD, free=memory.loaded(shape, request.train, "nf4", CARD).total - 1)
+    monkeypatch.setattr(fitting, "machine_here", lambda: card)
+    if asked is None:
+        fitted = fitting.fit_weights(request, gemma, lambda *_, **__: None)
+        assert fitted.train.host_embedding is True
+        roomy = replace(card, free=card.free + 1)
+        monkeypatch.setattr(fitting, "machine_here", lambda: roomy)
+        assert fitting.fit_weights(request, gemma, lambda *_, **__: None) == request
+    else:
+        with pytest.raises(ContractError, match="with the reserve take"):
+            fitting.fit_weights(request, gemma, lambda *_, **__: None)
 
 
 def shape_static(plan: memory.Plan) -> int:

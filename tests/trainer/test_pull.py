@@ -237,6 +237,23 @@ def test_an_index_that_is_none_is_refused_in_one_line(
     assert "model.safetensors" not in pull.cached
 
 
+@pytest.mark.parametrize(
+    ("rename", "said"),
+    [
+        ({"model.safetensors": "weights.safetensors"}, "under names that transformers does not"),
+        ({"tokenizer_config.json": "adapter_config.json"}, "is an adapter, or has one in it"),
+    ],
+)
+def test_what_would_be_refused_afterwards_is_not_fetched(
+    pull: Puller, hub: Hub, rename: dict[str, str], said: str
+) -> None:
+    for old, new in rename.items():
+        hub.files[new] = hub.files.pop(old)
+    status, told, _ = pull()
+    assert status == 65 and said in told and "Nothing was fetched" in told
+    assert not pull.cached
+
+
 def test_every_file_is_of_the_commit_that_was_looked_at(pull: Puller, hub: Hub) -> None:
     # Its publisher changes the model right after: weights and settings must not be of two commits.
     hub.newer["generation_config.json"] = b'{"temperature": 9.0}'
