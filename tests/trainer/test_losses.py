@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests import tiny
 from tests.trainer.conftest import Rows, manifest_of, preference_rows, run_folder
 from tests.trainer.test_survive import events
 from trainer import checkpoints, contract, dpo
@@ -24,22 +25,23 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize(
-    ("loss", "weights", "first"),
+    ("loss", "weights", "first", "family"),
     [
         # At the start policy and reference are equal: each loss has a known value.
-        (("robust",), (1.0,), 0.6931),
-        (("ipo",), (1.0,), 25.0),  # (1 / (2 beta))^2
-        (("apo_zero",), (1.0,), 1.0),  # 1 - sigmoid(0) + sigmoid(0)
-        (("sigmoid_norm",), (1.0,), 0.6931),
-        (("ipo", "sft"), (0.5, 0.1), None),
+        (("robust",), (1.0,), 0.6931, "gemma3_text"),
+        (("ipo",), (1.0,), 25.0, "llama"),  # (1 / (2 beta))^2
+        (("apo_zero",), (1.0,), 1.0, "mistral"),  # 1 - sigmoid(0) + sigmoid(0)
+        (("sigmoid_norm",), (1.0,), 0.6931, "gemma3"),
+        (("ipo", "sft"), (0.5, 0.1), None, "mistral3"),
     ],
 )
 def test_each_loss_trains(
-    tmp_path: Path, gemma: Path, loss: Any, weights: Any, first: float | None
+    tmp_path: Path, loss: Any, weights: Any, first: float | None, family: str
 ) -> None:
+    tiny.save_family(tmp_path / "model", family)
     folder = run_folder(
-        tmp_path / "run", preference_rows(9, split="train"), action="train", model=str(gemma),
-        train={**SETTINGS, "loss": loss, "loss_weights": weights},
+        tmp_path / "run", preference_rows(9, split="train"), action="train",
+        model=str(tmp_path / "model"), train={**SETTINGS, "loss": loss, "loss_weights": weights},
     )  # fmt: skip
     assert perform(folder) == 0
     steps = events(folder, "step")

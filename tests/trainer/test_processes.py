@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import tiny
 from tests.trainer.conftest import manifest_of, preference_rows, run_folder
 from tests.trainer.test_survive import events
 from trainer import contract
@@ -32,11 +33,15 @@ def torchrun(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
 
 
+@pytest.mark.parametrize("family", ["gemma3_text", "gemma3", "llama", "mistral"])
 def test_two_processes_give_the_losses_of_one_with_doubled_accumulation(
-    tmp_path: Path, gemma: Path
+    tmp_path: Path, family: str
 ) -> None:
+    tiny.save_family(tmp_path / "model", family)
     rows = preference_rows(16, split="train")
-    request = {"action": "train", "model": str(gemma), "seed": 4, "quantization": "none"}
+    request = {
+        "action": "train", "model": str(tmp_path / "model"), "seed": 4, "quantization": "none",
+    }  # fmt: skip
     alone = run_folder(
         tmp_path / "alone", rows, **request, train={**SETTINGS, "gradient_accumulation": 4}
     )
