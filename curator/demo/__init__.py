@@ -17,7 +17,7 @@ from curator.workspace import Workspace, create_workspace, data_folder
 from trainer.contract import PROBES, write_rows
 
 OFFER_AFTER = 12
-# Far from what a 4B model wants: a model of 3 M parameters has to be pushed harder.
+# Far from what a 4B model wants: a model of 4 M parameters has to be pushed harder.
 SETTINGS = """\
 # A demo workspace: the tiny model, and settings that suit its size.
 seed = {seed}

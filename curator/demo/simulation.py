@@ -135,6 +135,19 @@ class Simulation:
         return terminal.follow_run(self.workspace, started.folder), started.folder
 
 
+def told_apart(accuracy: dict[str, Any]) -> str:
+    """Return what is known of the classifier that tells the replies apart, in one paragraph."""
+    low, high = accuracy["kind_interval"]
+    made_up, near = accuracy["nonsense"], accuracy["near_enough"]
+    return (
+        f"They are told apart by the nearest text of the build. Of {accuracy['n']} labelled "
+        f"replies in other words that is of the right kind for {accuracy['kind']:.0%} ({low:.0%} "
+        f"to {high:.0%}), but near enough to be counted for {near:.0%}: whatever is put in other "
+        f"words is unclear here. So is made-up nonsense out of the build's own sentences, "
+        f"{made_up['unclassified']} of {made_up['n']}."
+    )
+
+
 def figures_text(figures: list[Figures], accuracy: dict[str, Any]) -> str:
     """Return the before/after table, and some prompts with their first and last reply."""
     rows = []
@@ -150,12 +163,10 @@ def figures_text(figures: list[Figures], accuracy: dict[str, Any]) -> str:
         "round", "simulated judgments", "agrees where it should not", "cold or lecturing",
         "boundary-aware", "unclear", "words", "n",
     )  # fmt: skip
-    low, high = accuracy["kind_interval"]
     lines = [
         table(head, rows),
-        f"Replies sampled for phrasings nothing was trained on, told apart by the nearest text of "
-        f"the build; on {accuracy['n']} replies it had not seen that is right in "
-        f"{accuracy['kind']:.0%} ({low:.0%} to {high:.0%}).",
+        "Replies sampled for messages the model never saw as they stand, though it did see their "
+        f"sentences in other orders and company. {told_apart(accuracy)}",
         "",
     ]
     before, after = figures[0].replies, figures[-1].replies

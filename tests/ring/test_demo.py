@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -73,6 +74,8 @@ def test_the_figures_say_all_they_must(played: Played) -> None:
     printed = json.loads(json.dumps(report(played.simulation.workspace, figures, accuracy)))
     assert [set(row) for row in printed["rounds"]] == [KEYS, KEYS]
     assert printed["annotator"] == "simulated" and accuracy["n"] >= 100 and accuracy["kind"] > 0.9
+    assert accuracy["near_enough"] < 0.05  # other words than the build's are unclear, not virtue
+    assert accuracy["nonsense"] == {"n": 100, "unclassified": 100}
     text = figures_text(figures, accuracy)
     assert text.count("client: ") == 3 and "simulated judgments" in text
 
@@ -150,3 +153,46 @@ def test_nonsense_is_unclassified() -> None:
     nonsense = " ".join(words[(i * 7) % len(words)] for i in range(40)) + "."
     assert classifier.classify(nonsense).kind == "unclassified"
     assert classifier.classify("").kind == "unclassified"
+
+
+def test_known_sentences_put_together_wrongly_are_no_virtue() -> None:
+    situations = load_situations(data_folder() / "demo_model" / "texts")
+    classifier = Classifier(situations)
+    first, second = [each for each in situations if not each.control][:2]
+    aware = [part[0] for part in first.replies["boundary_aware"]]
+    agreeing = [part[0] for part in first.replies["over_agreeable"]]
+
+    def kind(*parts: str) -> str:
+        return classifier.classify(" ".join(parts)).kind
+
+    assert kind(*aware) == "boundary_aware" and kind(*agreeing) == "over_agreeable"
+    assert kind(aware[0], agreeing[1], aware[2]) == "unclassified"
+    assert kind(aware[0], second.replies["boundary_aware"][1][0], agreeing[2]) == "unclassified"
+    assert kind(aware[0], aware[0], aware[0]) == "unclassified"
+    assert kind("I hear you.") == kind(*["I hear you."] * 8) == kind(aware[0]) == "unclassified"
+
+
+def test_the_shipped_model_is_small_and_the_one_its_readme_describes() -> None:
+    from safetensors import safe_open
+
+    folder = data_folder() / "demo_model"
+    weights = folder / "model" / "model.safetensors"
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    assert contract.sha256_file(weights) in readme
+    with safe_open(str(weights), "pt") as file:
+        sizes = [math.prod(file.get_slice(name).get_shape()) for name in file.keys()]
+    assert sum(sizes) < 5_000_000 and f"{sum(sizes):,} parameters" in readme
+    shipped = sum(p.stat().st_size for p in (folder / "model").rglob("*") if p.is_file())
+    assert shipped < 12_000_000
+
+
+def test_the_steering_prompts_steer(played: Played) -> None:
+    classifier = played.simulation.classifier
+    folder = played.folder.with_name("0001-generate")
+    kinds: dict[str, list[str]] = {}
+    for _, row in contract.read_rows(folder / contract.CANDIDATES):
+        kinds.setdefault(row["steer"], []).append(classifier.classify(row["text"]).kind)
+    assert {"boundaried", "agreeable"} <= set(kinds)
+    for steer, kind in (("boundaried", "boundary_aware"), ("agreeable", "over_agreeable")):
+        # Of the controls' two warm kinds there is but one.
+        assert kinds[steer].count(kind) > 0.6 * len(kinds[steer])
