@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Tests of one file share what is costly to make, so they stay on one worker.
 SPREAD := -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-long check fix demo-assets bench-start bench-app bench-evaluation bench-coverage bench-trainer clean
+.PHONY: help demo test test-long check fix demo-assets bench-start bench-app bench-demo bench-evaluation bench-coverage bench-trainer clean
 
 help:
 	@echo "make demo    try it: a tiny model, the whole ring (no GPU, no network once set up)"
@@ -52,6 +52,10 @@ bench-start: $(STAMP)
 
 bench-app: $(STAMP)
 	@$(BIN)/python -m tests.benchmarks.bench_app $(ARGS)
+
+# The demo on five seeds: about twelve minutes.
+bench-demo: $(STAMP)
+	@$(BIN)/python -m tests.benchmarks.bench_demo $(ARGS)
 
 bench-evaluation: $(STAMP)
 	@$(BIN)/python -m tests.benchmarks.bench_evaluation $(ARGS)
