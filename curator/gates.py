@@ -141,9 +141,8 @@ def _held_out(
     """Held-out accuracy: below neither one half nor the adapter in use, beyond the interval.
 
     Under 20 that stand by themselves "nothing can be concluded" is what is said beside the figure
-    everywhere, so neither does this rule: it shows the interval, and neither passes nor refuses. An
-    interval of so few also covers less than it says, and one of ten clear picks against an adapter
-    is as often the noise of one evening. The rules over the probes decide then, as without any.
+    everywhere, and a refusal would be a conclusion: the rule shows the interval, and neither passes
+    nor refuses. The rules over the probes decide then, as they do with nothing held out.
     """
     name = "held-out accuracy"
     figure = adapter.get("held_out_accuracy")
