@@ -1,4 +1,4 @@
-"""Probes that belong together count as what they are worth together, in curator's and the demo's."""
+"""Probes that belong together count as what they are worth together: curator's, the demo's."""
 
 from __future__ import annotations
 
