@@ -13,8 +13,8 @@ from sqlmodel import Session, col, select
 
 from curator import db, ingest, store
 from curator.errors import BadData, NotReady
-from curator.evaluation import SIMULATED
 from curator.models import Adapter, AdapterStatus
+from curator.statistics import SIMULATED
 from curator.store import BASE
 from curator.workspace import Workspace
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from curator.evaluation import FEWEST_TO_CONCLUDE, apart, simulated_text
+from curator.statistics import FEWEST_TO_CONCLUDE, apart, simulated_text
 
 FIGURES = {
     "held_out_accuracy": "picks the held-out preferences' chosen reply",

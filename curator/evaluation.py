@@ -8,11 +8,14 @@ conflict or, in the demo, put the same situation: curator/clusters.py).
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from curator.evaluation_rows import POLICIES, Rows
 from curator.statistics import (
+    FEWEST_TO_CONCLUDE,
+    SIMULATED,
+    apart,
     newcombe,
     ratio_interval,
     weighted_slope,
@@ -23,10 +26,7 @@ from trainer.intervals import effective_size, mean_interval
 
 # Their texts are in the probes alone (data/README.md): what holds there was not learnt by heart.
 KEPT_OUT = ("F12", "C02")
-# Under this many held-out preferences an interval is wider than most differences one hopes for.
-FEWEST_TO_CONCLUDE = 20
 TOO_FEW = f"Held-out accuracy: from n under {FEWEST_TO_CONCLUDE} nothing can be concluded."
-SIMULATED = "simulated"
 PROBE_RATES = {
     "collusive": "probe_collusion_rate",
     "over_corrected": "probe_over_correction_rate",
@@ -61,20 +61,6 @@ def mean(values: Sequence[float], clusters: Sequence[str] | None = None) -> Figu
     groups = n if clusters is None else len(set(clusters))
     interval = list(mean_interval(values, clusters)) if groups >= 4 else None
     return {"value": sum(values) / n, "n": n, "interval": interval}
-
-
-def apart(figure: Mapping[str, Any]) -> int:
-    """Return how many of a figure's rows stand by themselves; 0 for none."""
-    return int(figure.get("clusters", figure.get("n", 0)))
-
-
-def simulated_text(kinds: Mapping[str, int] | None) -> str:
-    """Return how many of some preferences are no person's, as "4 of 10 simulated"; or nothing.
-
-    `kinds`: how many preferences each kind of annotator chose.
-    """
-    count = (kinds or {}).get(SIMULATED, 0)
-    return f"{count} of {sum((kinds or {}).values())} {SIMULATED}" if count else ""
 
 
 def _errs(rows: Rows, wrong: str) -> dict[str, dict[str, Any]]:

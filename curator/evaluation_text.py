@@ -6,16 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from curator.evaluation import (
-    CURVE_FROM,
-    CURVE_STEP,
-    FEWEST_TO_CONCLUDE,
-    KEPT_OUT,
-    TOO_FEW,
-    apart,
-    simulated_text,
-)
+from curator.evaluation import CURVE_FROM, CURVE_STEP, KEPT_OUT, TOO_FEW
 from curator.safe_text import one_line
+from curator.statistics import FEWEST_TO_CONCLUDE, apart, simulated_text
 from curator.terminal import table
 
 SHARES = {

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from curator.evaluation import FEWEST_TO_CONCLUDE, apart, simulated_text
-from curator.statistics import newcombe, wilson
+from curator.statistics import FEWEST_TO_CONCLUDE, apart, newcombe, simulated_text, wilson
 from trainer.contract import ContractError
 
 Verdict = Literal["pass", "fail", "unknown"]
@@ -51,7 +50,7 @@ class GatesConfig:
     large one is expected to bring."""
     interval: float = 0.95
     """Level of the intervals that held-out accuracy and over-correction are judged by. Rows that
-    belong together count as what they are worth together (curator/evaluation.py)."""
+    belong together count as what they are worth together (curator/clusters.py)."""
 
     def __post_init__(self) -> None:
         for name in ("collusion_rise", "length_change"):

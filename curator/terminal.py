@@ -11,10 +11,10 @@ from typing import Any
 
 from curator import db, rounds, runs
 from curator.errors import BadData, CuratorError
-from curator.evaluation import FEWEST_TO_CONCLUDE, simulated_text
 from curator.models import Run
 from curator.run_watch import RunWatch
 from curator.safe_text import one_line, visible
+from curator.statistics import FEWEST_TO_CONCLUDE, simulated_text
 from curator.workspace import Workspace
 
 

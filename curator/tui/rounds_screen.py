@@ -12,9 +12,10 @@ from textual.screen import Screen
 from textual.widgets import DataTable, Static
 
 from curator.errors import CuratorError
-from curator.evaluation import FEWEST_TO_CONCLUDE, TOO_FEW, simulated_text
+from curator.evaluation import TOO_FEW
 from curator.run_watch import sparkline
 from curator.safe_text import one_line
+from curator.statistics import FEWEST_TO_CONCLUDE, simulated_text
 from curator.terminal import apart
 from curator.tui.messages import RunChanged
 from curator.tui.widgets import HeaderBar, KeyBar, KeyHint
