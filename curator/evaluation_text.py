@@ -88,10 +88,22 @@ def evaluation_text(facts: Mapping[str, Any]) -> str:
     lines += _family_difference_lines(facts.get("differences", {}), names)
     simulated = simulated_text(facts.get("kinds"))
     lines += ["", f"held-out preferences: {simulated}."] if simulated else []
-    # The base has no accuracy of its own: what the others prefer is told against it.
-    few = [policies[policy].get("held_out_accuracy", {}) for policy in there if policy != "base"]
-    lines += few_lines(min(few, key=apart)) if few else []
-    return "\n".join(lines)
+    return "\n".join(lines + _few_said([policies[name] for name in there if name != "base"]))
+
+
+def _few_said(policies: list[Mapping[str, Any]]) -> list[str]:
+    """Return what is said of few held-out preferences, in all or of a family.
+
+    `policies`: the figures of all but the base, which has no accuracy of its own.
+    """
+    found = [policy.get("held_out_accuracy", {}) for policy in policies]
+    said = few_lines(min(found, key=apart)) if found else []
+    families = [family for policy in policies for family in policy["families"].values()]
+    held = [family["held_out_accuracy"] for family in families if "held_out_accuracy" in family]
+    if not said and any(apart(figure) < FEWEST_TO_CONCLUDE for figure in held):
+        few = f"Of a family with under {FEWEST_TO_CONCLUDE} held-out preferences"
+        return ["", f"{few} nothing can be concluded; look at its interval."]
+    return said
 
 
 def few_lines(accuracy: Mapping[str, Any]) -> list[str]:
@@ -118,7 +130,7 @@ def _difference_lines(facts: Mapping[str, Any], names: Mapping[str, str]) -> lis
     """Return a table of differences for each other policy: shares in points, means as they are."""
     lines: list[str] = []
     for other, found in facts.get("differences", {}).items():
-        rows = [
+        rows: list[tuple[str, ...]] = [
             (says, change_text(name, found[name]), str(found[name]["n"]))
             for name, says in (SHARES | MEANS).items()
             if name in found

@@ -145,6 +145,8 @@ def test_every_difference_is_told_by_family_too_and_fits_a_terminal(tmp_path: Pa
         assert said in in_use, said
     (row,) = (line for line in families.splitlines() if line.startswith("F02     margin"))
     assert row.split()[2:4] == ["–", "+0.25"] and row.endswith(" 8")
+    # Twenty-four are enough, eight of a family are not.
+    assert tables[-1].startswith("Of a family with under 20 held-out preferences nothing can be")
     assert all(len(line) <= 80 for each in (against_base, in_use, families)
                for line in each.splitlines())  # fmt: skip
 

@@ -17,7 +17,7 @@ from curator.workspace import Workspace
 from tests.curator.test_adapters import curator, judged, work  # noqa: F401
 from tests.curator.test_runs import wait
 
-SIMULATED = "4 of 8 simulated"
+SIMULATED = "8 of 12 simulated"
 
 
 def test_simulated_picks_among_the_held_out_are_said_wherever_figures_are(
@@ -39,14 +39,14 @@ def test_simulated_picks_among_the_held_out_are_said_wherever_figures_are(
     assert adapters.show_adapter(judged, "adapter-0002")["evaluation"] == shown["evaluation"]
     run = wait(judged, rounds.start_run(judged, "evaluate", kinds=EVERYBODY).folder)
     shown = adapters.show_adapter(judged, "adapter-0002")
-    assert shown["evaluation"]["kinds"] == {"human": 4, "simulated": 4}
+    assert shown["evaluation"]["kinds"] == {"human": 4, "simulated": 8}
     assert shown["kinds"] == {"human": 16}  # what it was trained on is as it was
     for text in (evaluation_text.adapter_text(shown), evaluation_text.adapters_text([shown]),
                  evaluation_text.evaluation_text((run.metrics or {})["evaluation"]),
                  cards.card_text(shown, "peft", "nf4")):  # fmt: skip
         assert SIMULATED in text
     listed = json.loads(curator(judged, "adapter", "list", "--json").stdout)
-    assert listed[0]["evaluation"]["kinds"]["simulated"] == 4
+    assert listed[0]["evaluation"]["kinds"]["simulated"] == 8
 
 
 def test_the_card_the_status_and_the_screen_say_it(workspace: Workspace) -> None:
