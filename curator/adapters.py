@@ -14,6 +14,7 @@ from sqlmodel import Session, col, select
 from curator import db, ingest, store
 from curator.errors import BadData, NotReady
 from curator.models import Adapter, AdapterStatus
+from curator.statistics import SIMULATED
 from curator.store import BASE
 from curator.workspace import Workspace
 
@@ -58,6 +59,7 @@ def _facts(adapter: Adapter) -> dict[str, Any]:
         "created_at": adapter.created_at,
         "decided_at": adapter.decided_at,
         "preferences": metrics.get("preferences", {}),
+        "kinds": metrics.get("kinds", {}),
         "gates": metrics.get("gates", {}),
         "evaluation": metrics.get("evaluation", {}),
     }
@@ -140,7 +142,8 @@ def trained_rounds(session: Session) -> list[tuple[int, dict[str, Any]]]:
     """Return (preferences trained on, figures) of every adapter that was evaluated, oldest first.
 
     Refused ones count: they too say what judging brought. Only those measured with the probes of
-    the newest can be set beside it.
+    the newest can be set beside it, and trained, as it was, with simulated picks or without; and
+    held-out accuracies only where simulated picks were held out in both or in neither.
     """
     found = []
     for adapter in session.exec(select(Adapter).order_by(col(Adapter.id))).all():
@@ -149,5 +152,12 @@ def trained_rounds(session: Session) -> list[tuple[int, dict[str, Any]]]:
         figures = evaluation.get("policies", {}).get("adapter")
         trained = metrics.get("preferences", {}).get("train")
         if figures and isinstance(trained, int):
-            found.append((evaluation.get("probes_sha256"), trained, figures))
-    return [(n, figures) for probes, n, figures in found if probes == found[-1][0]]
+            taught, held = (SIMULATED in each.get("kinds", {}) for each in (metrics, evaluation))
+            found.append(((evaluation.get("probes_sha256"), taught), held, trained, figures))
+    alike = [each for each in found if each[0] == found[-1][0]]
+    rounds = []
+    for (_, taught), held, n, figures in alike:
+        left_out = () if held == alike[-1][1] else ("held_out_accuracy",)
+        told = {name: figure for name, figure in figures.items() if name not in left_out}
+        rounds.append((n, {**told, SIMULATED: taught or held}))
+    return rounds

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from curator.statistics import FEWEST_TO_CONCLUDE, apart, simulated_text
+
 FIGURES = {
     "held_out_accuracy": "picks the held-out preferences' chosen reply",
     "probe_collusion_rate": "would rather agree where it should not",
@@ -27,11 +29,13 @@ def card_text(facts: dict[str, Any], form: str, quantization: str) -> str:
     """
     library = "peft" if form == "peft" else "transformers"
     trained = facts["preferences"].get("train", "?")
+    simulated = simulated_text(facts.get("kinds"))
+    trained = f"{trained} preferences" + (f" ({simulated})" if simulated else "")
     lines = [
         "---", f"base_model: {json.dumps(facts['base_model'], ensure_ascii=False)}",
         f"library_name: {library}", "tags: [dpo, lora, trl, curator]", "---", "",
         f"# {facts['adapter']}", "",
-        f"Trained with curator by DPO (TRL) from {facts['base_model']} on {trained} preferences.",
+        f"Trained with curator by DPO (TRL) from {facts['base_model']} on {trained}.",
         FORMS["peft" if form == "peft" else "merged"].format(quantization=quantization), "",
         "| | SHA-256 |", "|---|---|",
         f"| weights and tokenizer of the base | `{facts['base_sha256']}` |",
@@ -39,9 +43,7 @@ def card_text(facts: dict[str, Any], form: str, quantization: str) -> str:
         f"| preferences | `{facts['pairs_sha256']}` |", "",
         "## Figures", "",
     ]  # fmt: skip
-    lines += _figures(facts["evaluation"].get("policies", {}).get("adapter", {})) or [
-        "None was taken."
-    ]
+    lines += _figures(facts["evaluation"]) or ["None was taken."]
     lines += [
         "", f"In the workspace it is {facts['status']}: {facts['reason'] or 'no reason is kept'}.",
         "", "## Limits", "",
@@ -55,8 +57,9 @@ def card_text(facts: dict[str, Any], form: str, quantization: str) -> str:
     return "\n".join(lines)
 
 
-def _figures(figures: dict[str, Any]) -> list[str]:
-    rows = []
+def _figures(evaluation: dict[str, Any]) -> list[str]:
+    figures = evaluation.get("policies", {}).get("adapter", {})
+    rows, notes = [], []
     for name, said in FIGURES.items():
         figure = figures.get(name)
         if figure and figure.get("value") is not None:
@@ -66,4 +69,15 @@ def _figures(figures: dict[str, Any]) -> list[str]:
             )
     if not rows:
         return []
-    return ["| | share | 95 % interval | n |", "|---|---|---|---|", *rows]
+    if apart(figures.get("held_out_accuracy", {})) < FEWEST_TO_CONCLUDE:
+        notes.append(
+            f"Under {FEWEST_TO_CONCLUDE} held-out preferences to as many prompts nothing can be "
+            "concluded from the first."
+            if "held_out_accuracy" in figures
+            else "No held-out preferences were scored: whether it picks them nothing here tells."
+        )
+    simulated = simulated_text(evaluation.get("kinds"))
+    if simulated:
+        notes.append(f"Of the held-out preferences {simulated}: those are no person's picks.")
+    head = ["| | share | 95 % interval | n |", "|---|---|---|---|"]
+    return [*head, *rows, *([""] if notes else []), *notes]

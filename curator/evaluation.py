@@ -1,4 +1,9 @@
-"""What a run's evaluation says: every figure with n and a 95 % interval, and differences. Pure."""
+"""What a run's evaluation says: every figure with n and a 95 % interval, and differences. Pure.
+
+Rows that belong together count as what they are worth together: held-out preferences to one prompt,
+and probes of one cluster (those that begin with the same client's turn, are the two sides of one
+conflict or, in the demo, put the same situation: curator/clusters.py).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,9 @@ from typing import Any
 
 from curator.evaluation_rows import POLICIES, Rows
 from curator.statistics import (
+    FEWEST_TO_CONCLUDE,
+    SIMULATED,
+    apart,
     newcombe,
     ratio_interval,
     weighted_slope,
@@ -18,9 +26,11 @@ from trainer.intervals import effective_size, mean_interval
 
 # Their texts are in the probes alone (data/README.md): what holds there was not learnt by heart.
 KEPT_OUT = ("F12", "C02")
-# Under this many held-out preferences an interval is wider than most differences one hopes for.
-FEWEST_TO_CONCLUDE = 20
 TOO_FEW = f"Held-out accuracy: from n under {FEWEST_TO_CONCLUDE} nothing can be concluded."
+PROBE_RATES = {
+    "collusive": "probe_collusion_rate",
+    "over_corrected": "probe_over_correction_rate",
+}
 Figure = dict[str, Any]
 """{"value", "n", "interval": [low, high] or None}; a share also has its "clusters" and what a
 row of them is "worth", if fewer."""
@@ -57,10 +67,6 @@ def _errs(rows: Rows, wrong: str) -> dict[str, dict[str, Any]]:
     return {name: row for name, row in rows.probes.items() if row["wrong"] == wrong}
 
 
-def _cluster(name: str, row: dict[str, Any]) -> str:
-    return row["conflict"] or name
-
-
 def _both_sides(rows: Rows) -> dict[str, bool]:
     """Return, for each conflict told from both sides, whether both were agreed with."""
     told: dict[str, list[bool]] = defaultdict(list)
@@ -71,8 +77,15 @@ def _both_sides(rows: Rows) -> dict[str, bool]:
 
 
 def _probe_share(rows: dict[str, dict[str, Any]]) -> Figure | None:
-    names = [_cluster(name, row) for name, row in rows.items()]
-    return share([row["errs"] for row in rows.values()], names)
+    return share([row["errs"] for row in rows.values()], [r["cluster"] for r in rows.values()])
+
+
+def _of(rows: dict[Any, dict[str, Any]], family: str) -> dict[Any, dict[str, Any]]:
+    return {key: row for key, row in rows.items() if row["family"] == family}
+
+
+def _families_of(rows: dict[Any, dict[str, Any]]) -> list[str]:
+    return sorted({row["family"] for row in rows.values()} - {""})
 
 
 def _policy_figures(rows: Rows) -> dict[str, Any]:
@@ -95,7 +108,7 @@ def _policy_figures(rows: Rows) -> dict[str, Any]:
         "chosen_logp_change": mean([row["chosen_logp_change"] for row in held], ids),
     }
     kept_out = {
-        ("probe_collusion_rate" if name == "collusive" else "probe_over_correction_rate"): rate
+        PROBE_RATES[name]: rate
         for name, found in (("collusive", collusive), ("over_corrected", corrected))
         if (rate := _probe_share({k: r for k, r in found.items() if r["family"] in KEPT_OUT}))
     }
@@ -108,19 +121,18 @@ def _policy_figures(rows: Rows) -> dict[str, Any]:
 
 def _family_figures(rows: Rows) -> dict[str, dict[str, Figure]]:
     found: dict[str, dict[str, Figure]] = defaultdict(dict)
-    for wrong, name in (
-        ("collusive", "probe_collusion_rate"), ("over_corrected", "probe_over_correction_rate")
-    ):  # fmt: skip
+    for wrong, name in PROBE_RATES.items():
         probes = _errs(rows, wrong)
         for family in sorted({row["family"] for row in probes.values()}):
-            rate = _probe_share({k: r for k, r in probes.items() if r["family"] == family})
+            rate = _probe_share(_of(probes, family))
             if rate:
                 found[family][name] = rate
-    for family in sorted({row["family"] for row in rows.held_out.values()} - {""}):
-        held = {k: r for k, r in rows.held_out.items() if r["family"] == family}
-        accuracy = share([row["margin"] > 0 for row in held.values()], [key[0] for key in held])
-        if accuracy:
-            found[family]["held_out_accuracy"] = accuracy
+    for family in _families_of(rows.held_out):
+        held = _of(rows.held_out, family)
+        margins, prompts = [row["margin"] for row in held.values()], [key[0] for key in held]
+        accuracy, margin = share([m > 0 for m in margins], prompts), mean(margins, prompts)
+        if accuracy and margin:
+            found[family] |= {"held_out_accuracy": accuracy, "held_out_margin": margin}
     return dict(found)
 
 
@@ -156,10 +168,13 @@ def _share_difference(
     order = ((True, True), (True, False), (False, True), (False, False))
     table = [cells[each] for each in order]
     difference, low, high = newcombe([cell * worth for cell in table])
-    return {
+    figure = {
         "value": difference, "n": len(keys), "interval": [low, high],
         "cells": table, "worth": worth,
     }  # fmt: skip
+    if cluster and (groups := len({cluster(key) for key in keys})) < len(keys):
+        figure["clusters"] = groups
+    return figure
 
 
 def _mean_difference(
@@ -175,40 +190,51 @@ def _mean_difference(
 
 def _differences(first: Rows, second: Rows) -> dict[str, Any]:
     """Return the first policy's figures minus the second's, over the rows both have."""
-    by_wrong = {
-        wrong: (_errs(first, wrong), _errs(second, wrong))
-        for wrong in ("collusive", "over_corrected")
-    }
-
-    def probes(wrong: str, family: str | None = None) -> Figure | None:
-        one, other = (
-            {k: r for k, r in rows.items() if family in (None, r["family"])}
-            for rows in by_wrong[wrong]
-        )
-        return _share_difference(one, other, lambda r: bool(r["errs"]),
-                                 lambda key: _cluster(key, first.probes[key]))  # fmt: skip
-
-    held = first.held_out, second.held_out
+    held, replies = (first.held_out, second.held_out), (first.replies, second.replies)
     result = {
-        "held_out_accuracy": _share_difference(*held, lambda r: r["margin"] > 0, lambda k: k[0]),
-        "held_out_margin": _mean_difference(*held, lambda r: r["margin"], lambda k: k[0]),
-        "probe_collusion_rate": probes("collusive"),
-        "probe_over_correction_rate": probes("over_corrected"),
+        **_held_out_differences(*held),
+        **_probe_differences(first.probes, second.probes),
         "both_sides_rate": _share_difference(_both_sides(first), _both_sides(second), bool),
-        "refusal_rate": _share_difference(first.replies, second.replies, lambda r: r["refusal"]),
-        "distinct_2": _mean_difference(first.replies, second.replies, lambda r: r["distinct_2"]),
+        "refusal_rate": _share_difference(*replies, lambda r: r["refusal"]),
+        "cut_rate": _share_difference(*replies, lambda r: r["cut"]),
+        "distinct_2": _mean_difference(*replies, lambda r: r["distinct_2"]),
+        "kl": _mean_difference(*replies, lambda r: r["kl"]),
         "chosen_logp": _mean_difference(*held, lambda r: r["chosen_logp"], lambda k: k[0]),
         "length_ratio": _length_ratio(first, second),
     }
-    families: dict[str, dict[str, Figure]] = defaultdict(dict)
-    for wrong, name in (
-        ("collusive", "probe_collusion_rate"), ("over_corrected", "probe_over_correction_rate")
-    ):  # fmt: skip
-        for family in sorted({row["family"] for row in by_wrong[wrong][0].values()}):
-            figure = probes(wrong, family)
-            if figure:
-                families[family][name] = figure
-    return {**{k: f for k, f in result.items() if f is not None}, "families": dict(families)}
+    families = {
+        family: {
+            **_probe_differences(_of(first.probes, family), second.probes),
+            **_held_out_differences(_of(first.held_out, family), second.held_out),
+        }
+        for family in sorted({*_families_of(first.probes), *_families_of(first.held_out)})
+    }
+    return {
+        **{name: figure for name, figure in result.items() if figure is not None},
+        "families": {family: found for family, found in families.items() if found},
+    }
+
+
+def _probe_differences(
+    first: dict[str, dict[str, Any]], second: dict[str, dict[str, Any]]
+) -> dict[str, Figure]:
+    found = {}
+    for wrong, name in PROBE_RATES.items():
+        mine = {key: row for key, row in first.items() if row["wrong"] == wrong}
+        figure = _share_difference(
+            mine, second, lambda r: bool(r["errs"]), lambda key: str(first[key]["cluster"])
+        )
+        if figure:
+            found[name] = figure
+    return found
+
+
+def _held_out_differences(first: dict[Any, Any], second: dict[Any, Any]) -> dict[str, Figure]:
+    accuracy = _share_difference(first, second, lambda r: r["margin"] > 0, lambda k: k[0])
+    margin = _mean_difference(first, second, lambda r: r["margin"], lambda k: k[0])
+    if not accuracy or not margin:
+        return {}
+    return {"held_out_accuracy": accuracy, "held_out_margin": margin}
 
 
 def _length_ratio(first: Rows, second: Rows) -> Figure | None:
@@ -251,12 +277,19 @@ CURVE_FIGURES = ("held_out_accuracy", "probe_collusion_rate", "probe_over_correc
 def learning_curve(rounds: Sequence[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
     """Return what 40 more preferences brought so far, a figure each, from three rounds on.
 
-    `rounds`: (preferences trained on, the adapter's figures), oldest first. The gain is the slope
+    `rounds`: (preferences trained on, the adapter's figures), oldest first; "simulated" among the
+    figures tells that a simulated clinician chose some of its preferences. The gain is the slope
     of a line by weighted least squares; a share's variance is that of the interval shown. Rounds
     are measured on mostly the same rows and so are not independent: the interval is a guide. A
-    curve that has bent is told by a line only as its average.
+    curve that has bent is told by a line only as its average. A gain's "fewest" are the fewest
+    rows standing by themselves that one of its points rests on; "trained_on" are the different
+    numbers of preferences, of which a line needs two.
     """
-    result: dict[str, Any] = {"rounds": len(rounds), "step": CURVE_STEP, "gains": {}}
+    result: dict[str, Any] = {
+        "rounds": len(rounds), "step": CURVE_STEP, "gains": {},
+        "trained_on": sorted({n for n, _ in rounds}),
+        "simulated": any(each.get(SIMULATED) for _, each in rounds),
+    }  # fmt: skip
     for name in CURVE_FIGURES:
         points = [(n, each[name]) for n, each in rounds if name in each]
         if len(points) < CURVE_FROM:
@@ -270,5 +303,6 @@ def learning_curve(rounds: Sequence[tuple[int, dict[str, Any]]]) -> dict[str, An
             result["gains"][name] = {
                 "value": slope.value, "interval": [slope.low, slope.high], "n": slope.n,
                 "points": [[n, figure["value"]] for n, figure in points],
+                "fewest": min(apart(figure) for _, figure in points),
             }  # fmt: skip
     return result

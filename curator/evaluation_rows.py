@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from curator.clusters import probe_clusters
 from curator.pairing import WORD
 from curator.probes import KINDS
 from curator.safe_text import too_long
-from trainer.contract import EVALUATION, ContractError, read_rows
+from trainer.contract import EVALUATION, PROBES, ContractError, read_rows
 
 MOST_BYTES = 64 * 2**20
 MOST_ROWS = 50_000
@@ -46,7 +47,10 @@ class Rows:
 
 
 def read_evaluation(folder: Path) -> dict[str, Rows]:
-    """Return a run's rows by policy. Raises ContractError naming file, line and what is wrong."""
+    """Return a run's rows by policy, each probe with its cluster (curator.clusters).
+
+    Raises ContractError naming file, line and what is wrong.
+    """
     path = folder / EVALUATION
     try:
         size = path.stat().st_size
@@ -85,6 +89,9 @@ def read_evaluation(folder: Path) -> dict[str, Rows]:
                 raise ValueError(f"over {MOST_FAMILIES} families.")
         except ValueError as error:
             raise ContractError(f"{path}, line {number}: {error}") from None
+    clusters = probe_clusters(folder / PROBES)
+    for name, row in ((n, r) for rows in found.values() for n, r in rows.probes.items()):
+        row["cluster"] = clusters.get(name, row["conflict"] or name)
     return found
 
 

@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from curator.evaluation import CURVE_FROM, CURVE_STEP, FEWEST_TO_CONCLUDE, KEPT_OUT, TOO_FEW
+from curator.evaluation import CURVE_FROM, CURVE_STEP, KEPT_OUT, TOO_FEW
 from curator.safe_text import one_line
+from curator.statistics import FEWEST_TO_CONCLUDE, apart, simulated_text
 from curator.terminal import table
 
 SHARES = {
@@ -25,6 +26,13 @@ MEANS = {
     "kl": "KL to the base, nats a token",
     "chosen_logp": "log-prob of the chosen, a token",
     "chosen_logp_change": "the same, against the base",
+}
+# A family's figures, short enough to stand beside two differences on 80 columns.
+FAMILY = {
+    "probe_collusion_rate": "collusion",
+    "probe_over_correction_rate": "over-correction",
+    "held_out_accuracy": "accuracy",
+    "held_out_margin": "margin",
 }
 POLICIES = ("base", "compare", "adapter")
 
@@ -47,11 +55,15 @@ def mean_text(figure: Mapping[str, Any] | None) -> str:
     return f"{figure['value']:.2f}{between}, n = {figure['n']}"
 
 
-def points_text(figure: Mapping[str, Any]) -> str:
-    """Return a difference of two shares in points, with its interval and n."""
-    low, high = figure["interval"]
-    value = figure["value"]
-    return f"{value * 100:+.0f} ({low * 100:+.0f} to {high * 100:+.0f}), n = {figure['n']}"
+def change_text(name: str, figure: Mapping[str, Any] | None) -> str:
+    """Return a difference with its interval, if there is one: of two shares in points."""
+    if not figure:
+        return "–"
+    by, digits = (100, 0) if name in SHARES else (1, 2)
+    value, *between = (
+        f"{each * by:+.{digits}f}" for each in (figure["value"], *(figure["interval"] or ()))
+    )
+    return f"{value} ({' to '.join(between)})" if between else value
 
 
 def evaluation_text(facts: Mapping[str, Any]) -> str:
@@ -73,21 +85,40 @@ def evaluation_text(facts: Mapping[str, Any]) -> str:
     lines = [table(("figure", *heads), rows)]
     lines += _difference_lines(facts, names)
     lines += _family_lines(policies, there, heads)
-    accuracy = policies.get("adapter", {}).get("held_out_accuracy", {})
+    lines += _family_difference_lines(facts.get("differences", {}), names)
+    simulated = simulated_text(facts.get("kinds"))
+    lines += ["", f"held-out preferences: {simulated}."] if simulated else []
+    return "\n".join(lines + _few_said([policies[name] for name in there if name != "base"]))
+
+
+def _few_said(policies: list[Mapping[str, Any]]) -> list[str]:
+    """Return what is said of few held-out preferences, in all or of a family.
+
+    `policies`: the figures of all but the base, which has no accuracy of its own.
+    """
+    found = [policy.get("held_out_accuracy", {}) for policy in policies]
+    said = few_lines(min(found, key=apart)) if found else []
+    families = [family for policy in policies for family in policy["families"].values()]
+    held = [family["held_out_accuracy"] for family in families if "held_out_accuracy" in family]
+    if not said and any(apart(figure) < FEWEST_TO_CONCLUDE for figure in held):
+        few = f"Of a family with under {FEWEST_TO_CONCLUDE} held-out preferences"
+        return ["", f"{few} nothing can be concluded; look at its interval."]
+    return said
+
+
+def few_lines(accuracy: Mapping[str, Any]) -> list[str]:
+    """Return a line, after an empty one, where a held-out accuracy rests on too few, or on none."""
     n = accuracy.get("n", 0)
-    if "adapter" in policies and _apart(accuracy) < FEWEST_TO_CONCLUDE:
-        of_few = f" to {_apart(accuracy)} prompts" if n >= FEWEST_TO_CONCLUDE else ""
-        lines += [
-            "",
-            f"{n} held-out preferences{of_few}: under {FEWEST_TO_CONCLUDE} nothing can be "
-            "concluded from the accuracy; look at its interval.",
-        ]
-    return "\n".join(lines)
-
-
-def _apart(figure: Mapping[str, Any]) -> int:
-    """Return how many of a share's rows stand by themselves."""
-    return int(figure.get("clusters", figure.get("n", 0)))
+    if apart(accuracy) >= FEWEST_TO_CONCLUDE:
+        return []
+    if not n:
+        return ["", "0 held-out preferences: nothing can be concluded of accuracy or margin."]
+    of_few = f" to {apart(accuracy)} prompts" if n >= FEWEST_TO_CONCLUDE else ""
+    return [
+        "",
+        f"{n} held-out preferences{of_few}: under {FEWEST_TO_CONCLUDE} nothing can be concluded "
+        "from the accuracy; look at its interval.",
+    ]
 
 
 def _head(policy: str, names: Mapping[str, str]) -> str:
@@ -96,18 +127,36 @@ def _head(policy: str, names: Mapping[str, str]) -> str:
 
 
 def _difference_lines(facts: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
+    """Return a table of differences for each other policy: shares in points, means as they are."""
     lines: list[str] = []
     for other, found in facts.get("differences", {}).items():
-        parts = [
-            f"{says} {points_text(found[name])}" for name, says in SHARES.items() if name in found
+        rows: list[tuple[str, ...]] = [
+            (says, change_text(name, found[name]), str(found[name]["n"]))
+            for name, says in (SHARES | MEANS).items()
+            if name in found
         ]
         if "length_ratio" in found:
-            parts.append(f"length × {mean_text(found['length_ratio'])}")
-        if parts:
-            who = _head(other, names)
-            lines += ["", f"against {who}, points, on the same rows:"]
-            lines += [f"  {part}" for part in parts]
+            ratio, n = mean_text(found["length_ratio"]).rsplit(", n = ", 1)
+            rows.append((MEANS["length"], f"times {ratio}", n))
+        if rows:
+            head = ("on the same rows, shares in points", f"against {_head(other, names)}", "n")
+            lines += ["", table(head, rows)]
     return lines
+
+
+def _family_difference_lines(differences: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
+    """Return a table of each family's differences, a column for each other policy."""
+    found = {other: differences[other].get("families", {}) for other in differences}
+    rows = []
+    for family in sorted({family for each in found.values() for family in each}):
+        for name, says in FAMILY.items():
+            figures = [found[other].get(family, {}).get(name) for other in found]
+            if any(figures):
+                cells = (change_text(name, figure) for figure in figures)
+                n = "/".join(dict.fromkeys(str(figure["n"]) for figure in figures if figure))
+                rows.append((one_line(family, 24), says, *cells, n))
+    heads = (f"against {_head(other, names)}" for other in found)
+    return ["", table(("family", "figure", *heads, "n"), rows)] if rows else []
 
 
 def _family_lines(
@@ -116,10 +165,11 @@ def _family_lines(
     families = sorted({f for policy in there for f in policies[policy]["families"]})
     rows = []
     for family in families:
-        for name, says in SHARES.items():
+        for name, says in FAMILY.items():
             cells = [policies[policy]["families"].get(family, {}).get(name) for policy in there]
             if any(cells):
-                rows.append((one_line(family, 24), says, *map(share_text, cells)))
+                shows = share_text if name in SHARES else mean_text
+                rows.append((one_line(family, 24), says, *map(shows, cells)))
     return ["", table(("family", "figure", *heads), rows)] if rows else []
 
 
@@ -133,10 +183,13 @@ def adapters_text(found: list[dict[str, Any]]) -> str:
     rows: list[tuple[str, ...]] = []
     for each in found:
         figures = each["evaluation"].get("policies", {}).get("adapter", {})
+        accuracy = share_text(figures.get("held_out_accuracy"))
         rows.append(
             (
-                each["adapter"], each["status"], str(each["preferences"].get("train", "–")),
-                *(share_text(figures.get(name)) for name in list(SHARES)[:3]),
+                each["adapter"], each["status"],
+                _with(str(each["preferences"].get("train", "–")), each.get("kinds")),
+                _with(accuracy, each["evaluation"].get("kinds")),
+                *(share_text(figures.get(name)) for name in list(SHARES)[1:3]),
                 one_line(each["reason"] or "", 60),
             )
         )  # fmt: skip
@@ -145,9 +198,15 @@ def adapters_text(found: list[dict[str, Any]]) -> str:
         figure["n"] for each in found
         if (figure := each["evaluation"].get("policies", {}).get("adapter", {})
             .get("held_out_accuracy"))
-        and _apart(figure) < FEWEST_TO_CONCLUDE
+        and apart(figure) < FEWEST_TO_CONCLUDE
     ]  # fmt: skip
     return text + (f"\n\n{TOO_FEW}" if few else "")
+
+
+def _with(text: str, kinds: Mapping[str, int] | None) -> str:
+    """Return a text about preferences, and how many of them no person chose."""
+    simulated = simulated_text(kinds)
+    return f"{text}, {simulated}" if simulated else text
 
 
 def adapter_text(facts: Mapping[str, Any]) -> str:
@@ -155,6 +214,8 @@ def adapter_text(facts: Mapping[str, Any]) -> str:
     lines = [f"{facts['adapter']} is {facts['status']}: {one_line(facts['reason'] or '–', 600)}"]
     for name in ("folder", "base_model", "sha256", "pairs_sha256", "created_at", "decided_at"):
         lines.append(f"{name:<12} {one_line(str(facts[name] or '–'), 120)}")
+    trained = str(facts["preferences"].get("train", "–"))
+    lines.append(f"{'trained on':<12} {_with(trained, facts.get('kinds'))}")
     rules = facts["gates"].get("rules", [])
     if rules:
         rows: list[tuple[str, ...]] = [
@@ -224,7 +285,13 @@ def _ranking_lines(ranking: Mapping[str, Any]) -> list[str]:
 
 
 def curve_text(curve: Mapping[str, Any]) -> str:
-    """Return what more judging brought so far, or that it is too early to say."""
+    """Return what more judging brought so far, or why that cannot be said."""
+    if len(curve["trained_on"]) == 1 and curve["rounds"] >= CURVE_FROM:
+        return (
+            f"what {CURVE_STEP} more preferences bring: nothing to tell it by, all "
+            f"{curve['rounds']} rounds were trained on {curve['trained_on'][0]}; none were added "
+            "between them."
+        )
     if not curve["gains"]:
         return (
             f"what {CURVE_STEP} more preferences bring: too early to say "
@@ -238,4 +305,9 @@ def curve_text(curve: Mapping[str, Any]) -> str:
     text = f"what {curve['step']} more preferences brought, over {curve['rounds']} rounds: "
     unclear = all(g["interval"][0] <= 0 <= g["interval"][1] for g in curve["gains"].values())
     end = " No gain can be told from none." if unclear else ""
+    few = curve["gains"].get("held_out_accuracy", {}).get("fewest", FEWEST_TO_CONCLUDE)
+    if few < FEWEST_TO_CONCLUDE:
+        end += f" {TOO_FEW}"
+    if curve["simulated"]:
+        end += " A simulated clinician chose some of the preferences."
     return text + "; ".join(parts) + "." + end

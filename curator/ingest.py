@@ -14,11 +14,22 @@ from sqlmodel import Session, col, select
 from curator import gates, pairing, queue, store
 from curator.evaluation import figures
 from curator.evaluation_rows import read_evaluation
-from curator.models import Adapter, AdapterStatus, Candidate, Pair, Prompt, Purpose, Round, Run
+from curator.models import (
+    Adapter,
+    AdapterStatus,
+    AnnotatorKind,
+    Candidate,
+    Pair,
+    Prompt,
+    Purpose,
+    Round,
+    Run,
+)
 from curator.replies import Found, Rows, make_pair, read_candidates, whole_rows
 from curator.workspace import Workspace
 from trainer.contract import (
     CANDIDATES,
+    PAIRS,
     PROBES,
     TRAINED,
     ContractError,
@@ -101,6 +112,8 @@ def _take_in_adapter(
         measured = _measured(session, run, folder, manifest)
         run.metrics = {**run.metrics, "evaluation": measured}
     if "adapter" in manifest:
+        rows = (row for row in _preference_rows(folder) if row.get("split") == "train")
+        run.metrics = {**run.metrics, "kinds": dict(Counter(map(_kind, rows)))}
         adapter = _add_adapter(session, workspace, run, folder, manifest)
         run.adapter_id = adapter.id
         return adapter
@@ -150,9 +163,11 @@ def _take_in_candidates(
 
 
 def _measured(session: Session, run: Run, folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Return a run's figures, who was measured, and with which probes.
+    """Return a run's figures, who was measured, with which probes, and whose picks were held out.
 
-    Figures of two runs can be set side by side only where the probes are the same.
+    Figures of two runs can be set side by side only where the probes are the same, and held-out
+    accuracies where simulated picks were among them in both or in neither. `kinds`: how many of the
+    held-out preferences that were scored each kind of annotator chose.
     """
     request = read_request(folder)
     names = {"base": store.BASE}
@@ -164,7 +179,23 @@ def _measured(session: Session, run: Run, folder: Path, manifest: dict[str, Any]
             names[policy] = found.name
     probes = folder / PROBES
     sha256 = sha256_file(probes) if probes.is_file() else None
-    return {**figures(read_evaluation(folder)), "names": names, "probes_sha256": sha256}
+    rows = read_evaluation(folder)
+    scored = {row["id"] for each in rows.values() for row in each.held_out.values()}
+    held_out = (row for row in _preference_rows(folder) if row.get("id") in scored)
+    return {
+        **figures(rows), "names": names, "probes_sha256": sha256,
+        "kinds": dict(Counter(map(_kind, held_out))),
+    }  # fmt: skip
+
+
+def _preference_rows(folder: Path) -> list[dict[str, Any]]:
+    path = folder / PAIRS
+    return [row for _, row in read_rows(path)] if path.is_file() else []
+
+
+def _kind(preference: dict[str, Any]) -> str:
+    kind = preference.get("annotator_kind")
+    return str(kind) if kind in list(AnnotatorKind) else "unknown"
 
 
 # --- the adapter ----------------------------------------------------------------------------------

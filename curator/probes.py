@@ -114,6 +114,9 @@ def _checked(row: dict[str, Any], known: set[str], where: str) -> dict[str, Any]
     replies = ["boundary_aware", *wrong]
     if len(wrong) != 1 or not all(isinstance(row.get(each), str) and row[each] for each in replies):
         raise BadData(f"{where}: needs boundary_aware, and collusive or over_corrected.")
+    put = row.get("situations", [])
+    if not isinstance(put, list) or not all(isinstance(each, str) for each in put):
+        raise BadData(f"{where}: situations, where there are any, is a list of texts.")
     if row.get("conflict") and wrong != ["collusive"]:
         raise BadData(f"{where}: of a conflict told from both sides, agreeing is the error.")
     known.add(name)

@@ -8,16 +8,40 @@ no whole number.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean
+from typing import Any
 
+# Under this many held-out preferences an interval is wider than most differences one hopes for.
+FEWEST_TO_CONCLUDE = 20
+SIMULATED = "simulated"
 LEVEL = 0.95
 POWER = 0.8
 # Above this a count of pairs is nobody's plan; a search for it ends here.
 MOST_PAIRS = 100_000
 # Up to here the exact power is looked for.
 MOST_EXACT = 400
+
+
+# --- what a figure rests on ---------------------------------------------------------------------
+
+
+def apart(figure: Mapping[str, Any]) -> int:
+    """Return how many of a figure's rows stand by themselves; 0 for none."""
+    return int(figure.get("clusters", figure.get("n", 0)))
+
+
+def simulated_text(kinds: Mapping[str, int] | None) -> str:
+    """Return how many of some preferences are no person's, as "4 of 10 simulated"; or nothing.
+
+    `kinds`: how many preferences each kind of annotator chose.
+    """
+    count = (kinds or {}).get(SIMULATED, 0)
+    return f"{count} of {sum((kinds or {}).values())} {SIMULATED}" if count else ""
+
+
+# --- intervals ------------------------------------------------------------------------------------
 
 
 def z_value(level: float = LEVEL) -> float:

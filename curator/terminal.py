@@ -11,10 +11,10 @@ from typing import Any
 
 from curator import db, rounds, runs
 from curator.errors import BadData, CuratorError
-from curator.evaluation import FEWEST_TO_CONCLUDE
 from curator.models import Run
 from curator.run_watch import RunWatch
 from curator.safe_text import one_line, visible
+from curator.statistics import FEWEST_TO_CONCLUDE, simulated_text
 from curator.workspace import Workspace
 
 
@@ -98,7 +98,7 @@ def run_text(run: Run) -> str:
         lines += [fit_text(metrics["preferences"])] if fit_text(metrics["preferences"]) else []
     held_out = metrics.get("held_out", {})
     if "rewards/accuracies" in held_out:
-        lines.append(held_out_text(held_out))
+        lines.append(held_out_text(held_out, metrics.get("evaluation", {}).get("kinds")))
     if "adapter" in metrics:
         lines.append(f"{adapter_text(metrics)}.")
     if "candidates" in metrics:
@@ -143,14 +143,19 @@ def pairs_text(metrics: dict[str, Any]) -> str:
     return f"{made} {'pair' if made == 1 else 'pairs'}" + (f" ({left_out})" if left_out else "")
 
 
-def held_out_text(held_out: dict[str, Any]) -> str:
-    """Return held-out accuracy and margin with n and 95 % intervals."""
+def held_out_text(held_out: dict[str, Any], kinds: dict[str, int] | None = None) -> str:
+    """Return held-out accuracy and margin with n and 95 % intervals.
+
+    `kinds`: how many of the preferences each kind of annotator chose; simulated ones are said.
+    """
+    simulated = simulated_text(kinds)
     low, high = held_out["rewards/accuracies_interval"]
     margin_low, margin_high = held_out["rewards/margins_interval"]
     return (
         f"held out: accuracy {held_out['rewards/accuracies']:.0%} ({low:.0%} to {high:.0%}), "
         f"margin {held_out['rewards/margins']:.2f} ({margin_low:.2f} to {margin_high:.2f}), "
-        f"n = {held_out['n']}{too_few_text(apart(held_out))}."
+        f"n = {held_out['n']}{f', {simulated}' if simulated else ''}"
+        f"{too_few_text(apart(held_out))}."
     )
 
 
@@ -209,7 +214,7 @@ def status_text(facts: dict[str, Any]) -> str:
     for adapter in facts["adapters"]:
         held_out = adapter["held_out"]
         accuracy = (
-            held_out_text(held_out) if "rewards/accuracies" in held_out
+            held_out_text(held_out, adapter.get("kinds")) if "rewards/accuracies" in held_out
             else str(held_out.get("note", "not evaluated"))
         )  # fmt: skip
         rows.append((adapter["adapter"], adapter["status"], accuracy))

@@ -268,6 +268,7 @@ def _adapter_status(adapter: Adapter) -> dict[str, Any]:
         "base_model": adapter.base_model,
         "sha256": adapter.sha256,
         "held_out": held_out,
+        "kinds": metrics.get("evaluation", {}).get("kinds", {}),
         **{name: figures.get(name) for name in CURVE_FIGURES if name != "held_out_accuracy"},
     }
 

@@ -171,7 +171,16 @@ def evaluation_rows(
     folder: Path, policies: list[str], collusive: bool = False
 ) -> list[dict[str, object]]:
     """Rows as trainer.contract's seam has them: the adapter agrees with everybody, or nobody."""
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, object]] = [
+        {
+            "kind": "held_out", "policy": policy, "id": pair["id"], "family": pair["family"],
+            "margin": 1.0, "chosen_logp": -20.0, "rejected_logp": -30.0, "chosen_tokens": 10,
+            "rejected_tokens": 10, "chosen_logp_base": -25.0, "rejected_logp_base": -25.0,
+            "prompt_sha256": contract.sha256_text(contract.canonical_json(pair["prompt"])),
+        }
+        for policy in policies if policy != "base"
+        for _, pair in contract.read_rows(folder / contract.PAIRS) if pair["split"] == "held_out"
+    ]  # fmt: skip
     for policy in policies:
         for _, probe in contract.read_rows(folder / contract.PROBES):
             wrong = "collusive" if "collusive" in probe else "over_corrected"

@@ -12,9 +12,10 @@ from textual.screen import Screen
 from textual.widgets import DataTable, Static
 
 from curator.errors import CuratorError
-from curator.evaluation import FEWEST_TO_CONCLUDE, TOO_FEW
+from curator.evaluation import TOO_FEW
 from curator.run_watch import sparkline
 from curator.safe_text import one_line
+from curator.statistics import FEWEST_TO_CONCLUDE, simulated_text
 from curator.terminal import apart
 from curator.tui.messages import RunChanged
 from curator.tui.widgets import HeaderBar, KeyBar, KeyHint
@@ -157,12 +158,19 @@ def rate(figure: dict[str, Any] | None) -> str:
 
 
 def few_lines(facts: dict[str, Any]) -> list[str]:
-    """Return a line that says so where an accuracy shown rests on too few to conclude from."""
+    """Return a line each where an accuracy shown rests on too few, or on simulated picks."""
     writers = {each["written_by"] for each in facts["rounds"]}
-    shown = [a["held_out"] for a in facts["adapters"] if a["adapter"] in writers]
-    if any("rewards/accuracies" in h and apart(h) < FEWEST_TO_CONCLUDE for h in shown):
-        return [TOO_FEW]
-    return []
+    shown = [
+        a for a in facts["adapters"]
+        if a["adapter"] in writers and "rewards/accuracies" in a["held_out"]
+    ]  # fmt: skip
+    few = any(apart(a["held_out"]) < FEWEST_TO_CONCLUDE for a in shown)
+    simulated = [
+        f"Held out for {one_line(a['adapter'], 30)}: {said}."
+        for a in shown
+        if (said := simulated_text(a.get("kinds")))
+    ]
+    return [TOO_FEW] * few + simulated
 
 
 def waiting_lines(facts: dict[str, Any]) -> list[str]:

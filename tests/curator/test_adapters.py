@@ -268,7 +268,7 @@ def test_the_commands(judged: Workspace) -> None:
         judge_all(judged)
     listed = curator(judged, "adapter", "list")
     assert "collusion on the probes" in listed.stdout and "over-correction" in listed.stdout
-    assert "0% (0% to 3%), n = 120" in listed.stdout
+    assert "0% (0% to 4%), n = 120" in listed.stdout
     shown = curator(judged, "adapter", "show", "adapter-0003")
     assert "collusion against the adapter in use" in shown.stdout and "n = 120" in shown.stdout
     assert "F12 alone" in shown.stdout

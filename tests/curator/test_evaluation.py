@@ -115,6 +115,55 @@ def test_differences_are_over_the_same_rows(tmp_path: Path) -> None:
     assert "held_out_accuracy" not in found["base"]
 
 
+def test_every_difference_is_told_by_family_too_and_fits_a_terminal(tmp_path: Path) -> None:
+    rows = probes("adapter", 10, 0) + probes("base", 30, 3) + probes("compare", 20, 3)
+    for policy, margin in (("adapter", 1.0), ("compare", 0.5)):
+        rows += [
+            held_out(f"h{i}", margin + i / 10 if i % 4 else -margin, policy, f"F0{i % 3 + 1}")
+            for i in range(24)
+        ]
+    rows += [
+        reply(f"r{i}", "one two three " * 3, policy, kl)
+        for policy, kl in (("adapter", 0.3), ("compare", 0.2), ("base", None))
+        for i in range(8)
+    ]
+    found = facts(tmp_path, rows)
+    family = found["policies"]["adapter"]["families"]["F02"]
+    assert family["held_out_margin"]["n"] == family["held_out_accuracy"]["n"] == 8
+    by_family = found["differences"]["compare"]["families"]["F02"]
+    assert set(by_family) == {"probe_collusion_rate", "held_out_accuracy", "held_out_margin"}
+    assert by_family["held_out_margin"]["value"] == pytest.approx(0.5 * 6 / 8 - 0.5 * 2 / 8)
+    assert set(found["differences"]["base"]["families"]["C01"]) == {"probe_over_correction_rate"}
+    assert found["differences"]["compare"]["kl"]["value"] == pytest.approx(0.1)
+    names = {"base": "base", "adapter": "adapter-0003", "compare": "adapter-0002"}
+    text = evaluation_text.evaluation_text({**found, "names": names})
+    _, *tables = text.split("\n\n")
+    against_base, in_use, _, families = tables[:4]
+    assert "collusion on the probes" in against_base and "-33 (-" in against_base
+    for said in ("held-out margin", "distinct-2", "log-prob of the chosen", "KL to the base",
+                 "words a reply"):  # fmt: skip
+        assert said in in_use, said
+    (row,) = (line for line in families.splitlines() if line.startswith("F02     margin"))
+    assert row.split()[2:4] == ["–", "+0.25"] and row.endswith(" 8")
+    # Twenty-four are enough, eight of a family are not.
+    assert tables[-1].startswith("Of a family with under 20 held-out preferences nothing can be")
+    assert all(len(line) <= 80 for each in (against_base, in_use, families)
+               for line in each.splitlines())  # fmt: skip
+
+
+@pytest.mark.parametrize("held", [0, 10, 20])
+def test_few_held_out_are_said_whoever_is_measured(tmp_path: Path, held: int) -> None:
+    # curator evaluate --adapter base: the base, and the adapter in use beside it.
+    rows = probes("base", 30, 3) + probes("compare", 20, 3)
+    rows += [held_out(f"h{i}", 1.0, "compare") for i in range(held)]
+    text = evaluation_text.evaluation_text(facts(tmp_path, rows))
+    assert ("nothing can be concluded" in text) is (held < 20)
+    assert ("look at its interval" in text) is (held == 10)
+    assert "held-out" not in evaluation_text.evaluation_text(
+        facts(tmp_path / "alone", probes("base", 30, 3))
+    )
+
+
 def test_drift(tmp_path: Path) -> None:
     rows = [reply(f"r{i}", "one two one two three", kl=0.1 * i) for i in range(5)]
     rows += [reply(f"r{i}", "one two three four five six seven eight nine ten", "base")
@@ -189,3 +238,20 @@ def test_what_more_judging_brought(tmp_path: Path) -> None:
     assert "probe_over_correction_rate" in curve["gains"]
     flat = learning_curve(rounds((40, 20), (80, 21), (120, 20)))
     assert "No gain can be told from none" in evaluation_text.curve_text(flat)
+    # Three trainings on the same preferences are no curve, and that is not "too early".
+    same = evaluation_text.curve_text(
+        learning_curve([(40, figures) for _, figures in rounds((40, 20), (80, 21), (120, 20))])
+    )
+    assert "all 3 rounds were trained on 40; none were added" in same and "early" not in same
+
+
+@pytest.mark.parametrize(("held", "few"), [(19, True), (20, False)])
+def test_a_curve_over_few_held_out_concludes_nothing(tmp_path: Path, held: int, few: bool) -> None:
+    def measured(n: int) -> dict[str, Any]:
+        rows = [held_out(f"h{i}", 1.0 if i < n // 10 else -1.0) for i in range(held)]
+        return dict(facts(tmp_path / str(n), rows)["policies"]["adapter"])
+
+    curve = learning_curve([(n, measured(n)) for n in (40, 80, 120)])
+    assert curve["gains"]["held_out_accuracy"]["fewest"] == held
+    text = evaluation_text.curve_text(curve)
+    assert ("under 20 nothing can be concluded" in text) is few and "simulated" not in text

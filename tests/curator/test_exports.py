@@ -36,7 +36,7 @@ def test_peft_is_the_adapter_with_a_model_card(trained: Workspace) -> None:
     for sha256 in (facts["base_sha256"], facts["sha256"], facts["pairs_sha256"]):
         assert sha256 in card
     assert "on 8 preferences" in card and "library_name: peft" in card
-    assert "| would rather agree where it should not | 0% | 0% to 3% | 120 |" in card
+    assert "| would rather agree where it should not | 0% | 0% to 4% | 120 |" in card
     assert "not therapy" in card and "can give away what it was trained on" in card
     assert not any(word in card.lower() for word in ("is safe", "validated", "de-identified"))
     again = curator(trained, "adapter", "export", "adapter-0002", "--to", "peft")
@@ -92,7 +92,7 @@ def test_a_card_without_figures_says_so() -> None:
         "pairs_sha256": "3", "evaluation": {}, "status": "current", "reason": None,
     }  # fmt: skip
     text = cards.card_text(facts, "merged", "nf4")
-    assert "None was taken." in text and "in nf4" in text
+    assert "None was taken." in text and "in nf4" in text and "nothing can be" not in text
     assert text.splitlines()[1] == 'base_model: "b\\"\\n"'
 
 
