@@ -21,7 +21,7 @@ from curator.tui.panels import RedFlagsPanel, TagsPanel
 from curator.tui.widgets import Reply
 from curator.workspace import Workspace, create_workspace
 from tests.conftest import ONCE, AddPairs
-from tests.curator.test_app import painted, play, rows
+from tests.curator.test_app import painted, play, rows, until
 
 Script = Callable[[Pilot[None], CuratorApp], Awaitable[None]]
 
@@ -304,8 +304,8 @@ def test_a_long_message_is_seen_from_its_beginning_under_its_cue(
             assert "risk cue: none" in painted(app)
             app.screen.query_one("#conversation").focus()
             await pilot.press("end")
-            await pilot.pause()
-            assert "again (1.0)" in painted(app) and "risk cue: none" in painted(app)
+            await until(pilot, lambda: "(1.0)" in painted(app))
+            assert "risk cue: none" in painted(app)
             await pilot.press("]", "[", ".")
 
     play(workspace, script, size)
