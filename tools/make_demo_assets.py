@@ -27,7 +27,7 @@ from curator.workspace import Workspace, open_workspace
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 SIZE, SMALL = (120, 36), (60, 15)
-NOTE = "B names the feeling, and asks nothing yet"
+NOTE = "a close call: kind, and it could ask sooner"
 SEED, ROUNDS, SHOWN = 0, 2, 2
 START, END = "<!-- made by make demo-assets -->", "<!-- end of what it made -->"
 
