@@ -28,6 +28,8 @@ from curator.verbs import VERBS
 from curator.words import LEASE_SECONDS, Said, Shown, Verdict, new_uuid, now
 
 if TYPE_CHECKING:
+    from textual.notifications import SeverityLevel
+
     from curator.tui.app import CuratorApp
     from curator.workflow import NextStep
 
@@ -211,7 +213,7 @@ class JudgeScreen(Screen[None]):
         if self.retry is None:
             self.notice(text, failed)
         else:
-            severity = "error" if failed else "information"
+            severity: SeverityLevel = "error" if failed else "information"
             self.app.notify(visible(text), severity=severity, timeout=20, markup=False)
 
     def refresh_progress(self) -> None:
