@@ -12,6 +12,7 @@ import asyncio
 import re
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from curator.demo import make_workspace
 from curator.demo.simulation import Figures, Simulation, told_apart
 from curator.safe_text import one_line
 from curator.tui.app import CuratorApp
+from curator.tui.judge_screen import JudgeScreen
 from curator.workspace import Workspace, open_workspace
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-SIZE = (120, 36)
+SIZE, SMALL = (120, 36), (60, 15)
+NOTE = "a close call: kind, and it could ask sooner"
 SEED, ROUNDS, SHOWN = 0, 2, 2
 START, END = "<!-- made by make demo-assets -->", "<!-- end of what it made -->"
 
@@ -131,6 +134,47 @@ async def judging(workspace: Workspace) -> None:
         save(app, "rounds")
 
 
+async def panels(workspace: Workspace) -> None:
+    """Save the panels over the judge screen, and what is shown where there is too little room."""
+    asked = replace(workspace.config, judge=replace(workspace.config.judge, red_flags=True))
+    app = CuratorApp(replace(workspace, config=asked), "anna")
+    async with app.run_test(size=SIZE) as pilot:
+        await show(pilot)
+        await pilot.press("n", *NOTE)
+        await show(pilot)
+        save(app, "note")
+        await pilot.press(*["backspace"] * 60, "escape", ":", *"1.12")
+        await show(pilot)
+        save(app, "go-to")
+        await pilot.press("escape")
+        while (pair := judge_screen(app).pair) is not None and not pair.has_risk:
+            await pilot.press("]")
+        await pilot.press("b", "n", "n")
+        await show(pilot)
+        save(app, "red-flags")
+    app = CuratorApp(workspace, "anna")
+    async with app.run_test(size=SMALL) as pilot:
+        await show(pilot)
+        save(app, "too-small")
+
+
+async def emptied(workspace: Workspace) -> None:
+    """Save the empty queue: nothing is left of it then."""
+    app = CuratorApp(workspace, "anna")
+    async with app.run_test(size=SIZE) as pilot:
+        await show(pilot)
+        while judge_screen(app).pair is not None:
+            await pilot.press("s")
+        await show(pilot)
+        save(app, "empty")
+
+
+def judge_screen(app: CuratorApp) -> JudgeScreen:
+    """Return the judge screen, which is in front."""
+    assert isinstance(app.screen, JudgeScreen)
+    return app.screen
+
+
 async def themes(workspace: Workspace) -> None:
     """Save the judge screen in the other two themes."""
     for name in ("light", "high-contrast"):
@@ -157,7 +201,7 @@ def main() -> None:
             simulation = Simulation(workspace, SEED, lambda text: print(text, file=sys.stderr))
             figures = simulation.run(ROUNDS)
             write_readme(table(figures, simulation.classifier.accuracy()))
-        for take in (first_minutes, judging, themes):
+        for take in (first_minutes, judging, themes, panels, emptied):
             asyncio.run(take(workspace))
 
 

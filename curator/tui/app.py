@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -11,10 +12,13 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from rich.console import RenderableType
 from rich.text import Text
 from textual import work
+from textual.actions import SkipAction
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.css.query import NoMatches
 from textual.screen import Screen
 from textual.worker import get_current_worker
 
@@ -23,7 +27,8 @@ from curator.errors import CuratorError
 from curator.run_watch import RunWatch
 from curator.safe_text import one_line, visible
 from curator.tui.judge_screen import JudgeScreen
-from curator.tui.messages import PairsCame, RunChanged, RunEnded, RunEvent
+from curator.tui.leaving import leave_on_signals
+from curator.tui.messages import Drafts, PairsCame, RunChanged, RunEnded, RunEvent
 from curator.tui.themes import THEMES
 from curator.verbs import with_keys
 from curator.words import AnnotatorKind, Shown, new_uuid
@@ -43,7 +48,7 @@ class CuratorApp(App[None]):
     ENABLE_COMMAND_PALETTE = True
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+q", "quit", "leave", show=False, priority=True),
-        Binding("ctrl+c", "quit", "leave", show=False, priority=True),
+        Binding("ctrl+c", "copy_or_quit", "leave", show=False, priority=True),
         Binding("ctrl+z", "suspend_process", "suspend", show=False),
         Binding("f1", "guideline", "how to judge", show=False, priority=True),
     ]
@@ -88,6 +93,8 @@ class CuratorApp(App[None]):
         return take_seat(self.workspace, self.annotator_name, new_uuid(), self.kind)
 
     def on_mount(self) -> None:
+        if not self.is_headless:
+            leave_on_signals(lambda status: self.exit(return_code=status))
         self.set_keymap({verb.name: verb.key for verb in self.verbs})
         if self.glanced is None:
             self.look_for_run()
@@ -95,7 +102,7 @@ class CuratorApp(App[None]):
         if self.offer_after is not None:
             from curator.tui.welcome_screen import WelcomeScreen
 
-            self.push_screen(WelcomeScreen(self.offer_after))
+            self.push_screen(WelcomeScreen(self.offer_after, self.key_of))
         elif self.first_minutes and self.glanced is None and self.seat.is_new():
             from curator.tui.first_screen import FirstScreen
 
@@ -188,6 +195,31 @@ class CuratorApp(App[None]):
             )  # fmt: skip
         yield SystemCommand("how to judge", "key f1", self.action_guideline)
         yield SystemCommand("leave curator", "everything judged is kept", self.action_quit)
+
+    # --- leaving ---------------------------------------------------------------------------------
+
+    def action_copy_or_quit(self) -> None:
+        """Copy, where something is being written; anywhere else leave."""
+        copy = getattr(self.focused, "action_copy", None)
+        if copy is None:
+            self.exit()
+            return
+        try:
+            copy()
+        except SkipAction:  # nothing is selected
+            self.notify("ctrl+c copies what is selected; ctrl+q leaves curator.", markup=False)
+
+    def exit(
+        self, result: None = None, return_code: int = 0, message: RenderableType | None = None
+    ) -> None:
+        """Leave, whichever way was taken; what is being written stays as a draft."""
+        try:
+            for screen in self.screen_stack:
+                with contextlib.suppress(NoMatches):  # not composed yet, or closed already
+                    if isinstance(screen, Drafts) and not screen.draft():
+                        message = Text("curator: the last words being written could not be kept.")
+        finally:
+            super().exit(result, return_code, message)
 
     def on_unmount(self) -> None:
         if "seat" in self.__dict__:

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from curator.tui.app import CuratorApp
 
 CLOSING: list[BindingType] = [
-    Binding("escape,question_mark,enter,q,i", "app.pop_screen", show=False)
+    Binding("escape,enter", "app.pop_screen", show=False),
+    # Under the verbs' names, so that they follow them to other keys.
+    Binding("question_mark", "app.pop_screen", show=False, id="help"),
+    Binding("i", "app.pop_screen", show=False, id="guideline"),
+    Binding("q", "app.pop_screen", show=False, id="leave"),
 ]
 SAYS = {
     "left_slightly": "A is better, slightly", "left_clearly": "A is better, clearly",

@@ -19,6 +19,7 @@ from textual.widgets import Static
 
 from curator.errors import CuratorError
 from curator.safe_text import visible
+from curator.tui import between
 from curator.tui.beside import Beside
 from curator.tui.messages import RunChanged
 from curator.tui.verdicts import JUDGES, SAID, key_hints
@@ -27,6 +28,8 @@ from curator.verbs import VERBS
 from curator.words import LEASE_SECONDS, Said, Shown, Verdict, new_uuid, now
 
 if TYPE_CHECKING:
+    from textual.notifications import SeverityLevel
+
     from curator.tui.app import CuratorApp
     from curator.workflow import NextStep
 
@@ -34,6 +37,7 @@ NARROW, LEAST_WIDTH, LEAST_HEIGHT = 100, 60, 16
 TALL = 30
 DEAF_SECONDS = 0.3
 PAINT_SECONDS = 0.1
+MINUTE = 60.0
 
 
 class JudgeScreen(Screen[None]):
@@ -58,8 +62,10 @@ class JudgeScreen(Screen[None]):
         self.shown_at = ""
         self.shown_clock = 0.0
         self.step: NextStep | None = None
+        self.judged = 0
+        """Pairs judged in this sitting."""
         self.auto_allowed = False
-        self.begun = self.seated = self.deaf = False
+        self.begun = self.seated = self.deaf = self.offered = False
 
     def compose(self) -> ComposeResult:
         yield HeaderBar(id="header")
@@ -86,7 +92,7 @@ class JudgeScreen(Screen[None]):
         self.set_interval(LEASE_SECONDS / 3, self.keep_pair)
         minutes = self.app.workspace.config.judge.break_minutes
         if minutes:
-            self.set_interval(minutes * 60, self.suggest_break)
+            self.set_interval(minutes * MINUTE, lambda: between.suggest_break(self))
         if self.app.glanced is not None:
             self.show(self.app.glanced)
             # Textual tells when a refresh was asked for, not when it was painted.
@@ -137,11 +143,6 @@ class JudgeScreen(Screen[None]):
             with contextlib.suppress(CuratorError):  # tried again in a few minutes
                 self.app.seat.keep(self.pair.pair_id)
 
-    def suggest_break(self) -> None:
-        """Say quietly that some time has passed."""
-        minutes = self.app.workspace.config.judge.break_minutes
-        self.notice(f"another {minutes} minutes: a pause does the next pairs good.")
-
     def on_screen_resume(self) -> None:
         """Start the clock when the pair is first seen, not while a welcome lies over it."""
         if not self.begun:
@@ -164,7 +165,7 @@ class JudgeScreen(Screen[None]):
         if pair is None:
             self.show_marks()
             try:
-                self.show_empty()
+                between.show_empty(self)
             except CuratorError as error:
                 self.notice(str(error), failed=True)
             return
@@ -194,28 +195,6 @@ class JudgeScreen(Screen[None]):
         text = beside.marks(self.pair.drafts if self.pair is not None else {})
         self.query_one("#marks", Static).update(Content.from_text(text, markup=False))
 
-    def show_empty(self) -> None:
-        """Say what was judged and what can be done now."""
-        from curator.workflow import next_step
-
-        self.step = next_step(self.app.workspace, self.app.seat)
-        key = self.app.key_of
-        if self.app.run_watch is not None:
-            lines = ["Nothing to judge just now: a run is under way.",
-                     "Its pairs will show up here by themselves.", ""]  # fmt: skip
-        else:
-            lines = [self.step.text, ""]
-            if self.step.action:
-                lines.append("enter  do that now")
-        lines += [f"{key('undo')}  undo the last judgment", f"{key('history')}  your judgments",
-                  f"{key('rounds')}  rounds", f"{key('leave')}  leave"]  # fmt: skip
-        self.query_one("#empty-text", Static).update(
-            Content.from_text("\n".join(lines), markup=False)
-        )
-        if self.auto_allowed and self.step.action and self.app.run_watch is None:
-            self.auto_allowed = False  # until the next judgment: a run that brings nothing is one
-            self.action_go_on()
-
     def mark(self, verdict: Verdict, name: str) -> None:
         """Outline the side a verdict is for."""
         for side in ("left", "right"):
@@ -229,12 +208,20 @@ class JudgeScreen(Screen[None]):
         line.set_class(failed, "failed")
         line.update(Content.from_text(f" {visible(text)}" if text else "", markup=False))
 
+    def aside(self, text: str, failed: bool = False) -> None:
+        """Say what nobody asked for; in a corner where the line says that a pick is not saved."""
+        if self.retry is None:
+            self.notice(text, failed)
+        else:
+            severity: SeverityLevel = "error" if failed else "information"
+            self.app.notify(visible(text), severity=severity, timeout=20, markup=False)
+
     def refresh_progress(self) -> None:
         """Show how far this annotator is; where that cannot be read now, it stays as it was."""
         try:
             progress = self.app.seat.progress()
         except CuratorError as error:
-            self.notice(str(error), failed=True)
+            self.aside(str(error), failed=True)
             return
         header = self.query_one(HeaderBar)
         header.round, header.pairs = progress.round, progress.pairs
@@ -304,13 +291,14 @@ class JudgeScreen(Screen[None]):
         else:
             self.saved, self.retry = said, None
             self.notice(f"{text} · enter: the next pair")
-        self.offer_round()
+        between.offer_round(self)
 
     def count(self, pair: Shown) -> None:
         """Count a judgment that is on the disk."""
         header = self.query_one(HeaderBar)
         header.saved_at = datetime.now()
         again = self.saved is not None or pair.earlier is not None or pair.by_another
+        self.judged += not again
         if pair.round == header.round and pair.purpose in ("train", "duel") and not again:
             header.judged += 1
         elif pair.purpose != "repeat":
@@ -322,27 +310,12 @@ class JudgeScreen(Screen[None]):
         if self.saved is not None:
             self.save(self.beside.said(self.saved.verdict, self.saved.strength), "enter")
 
-    def offer_round(self) -> None:
-        """Say, once, that there is enough for a first round."""
-        judged = self.query_one(HeaderBar).judged
-        if judged != self.app.offer_after or self.app.run_watch is not None:
-            return
-        from curator.workflow import next_step
-
-        with contextlib.suppress(CuratorError):
-            self.step = next_step(self.app.workspace, self.app.seat)
-        if self.step is not None and self.step.action == "round":
-            key = self.app.key_of("rounds")
-            self.notice(
-                f"{judged} judged: enough for a first round. Press {key}, then enter; judge on."
-            )
-
     # --- runs ----------------------------------------------------------------------------------
 
     def action_go_on(self) -> None:
         """Try a failed save again, show the next pair, or do what the empty queue suggests."""
         self.take_seat()
-        if self.deaf:
+        if self.deaf or self.has_class("too-small"):
             return
         if self.retry is not None and self.pair is not None:
             self.save(self.retry[0], "enter")
@@ -350,7 +323,7 @@ class JudgeScreen(Screen[None]):
             self.go_next()
         elif self.pair is None and self.step and self.step.action and not self.app.run_watch:
             self.app.start_run(self.step.action)
-            self.show_empty()
+            between.show_empty(self)
 
     def go_next(self) -> None:
         """Show the next pair to judge."""
@@ -362,20 +335,4 @@ class JudgeScreen(Screen[None]):
 
     def on_run_changed(self, message: RunChanged) -> None:
         """Follow the run; when it has ended, its pairs are in the queue."""
-        self.show_run()
-        if self.app.run_watch is not None:
-            if message.pairs:
-                self.refresh_progress()
-            if self.pair is None and message.pairs:
-                self.go_next()
-            elif self.pair is None:
-                self.show_empty()
-            return
-        self.refresh_progress()
-        run = message.ended
-        if self.pair is None:
-            self.go_next()
-        if run is not None and run.error:
-            self.notice(f"the {run.action} {run.state}: {run.error}", failed=True)
-        elif run is not None:
-            self.notice(self.app.tell(run))
+        between.follow_run(self, message)

@@ -1,9 +1,9 @@
-"""What workers tell the screens. Workers only post; handlers own the state."""
+"""What workers tell the screens, and the app asks of them. Workers only post."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from textual.message import Message
 
@@ -37,3 +37,12 @@ class RunChanged(Message):
 @dataclass
 class PairsCame(Message):
     """Pairs of the run under way are in the queue."""
+
+
+@runtime_checkable
+class Drafts(Protocol):
+    """A screen on which something is written."""
+
+    def draft(self) -> bool:
+        """Keep what is written so far, if it changed; tell whether it is on the disk."""
+        ...

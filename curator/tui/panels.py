@@ -218,11 +218,14 @@ class LinePanel(ModalScreen[str | None]):
         self.query_one(Input).focus()
         self.set_interval(0.8, self.draft)
 
-    def draft(self) -> None:
-        """Keep what is written so far, if it changed."""
+    def draft(self) -> bool:
+        """Keep what is written so far, if it changed; tell whether it is on the disk."""
         text = self.query_one(Input).value
-        if self.on_draft is not None and text != self.drafted and self.on_draft(text):
+        if self.on_draft is None or text == self.drafted:
+            return True
+        if kept := self.on_draft(text):
             self.drafted = text
+        return kept
 
     @on(Input.Changed)
     def inert(self, event: Input.Changed) -> None:

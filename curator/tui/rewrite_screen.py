@@ -66,11 +66,14 @@ class RewriteScreen(Screen[str | None]):
         editor.move_cursor(editor.document.end)
         self.set_interval(0.8, self.draft)
 
-    def draft(self) -> None:
-        """Keep what is written so far, if it changed."""
+    def draft(self) -> bool:
+        """Keep what is written so far, if it changed; tell whether it is on the disk."""
         text = self.query_one(TextArea).text
-        if text != self.drafted and self.on_draft(text):
+        if text == self.drafted:
+            return True
+        if kept := self.on_draft(text):
             self.drafted = text
+        return kept
 
     @on(TextArea.Changed)
     def inert(self, event: TextArea.Changed) -> None:

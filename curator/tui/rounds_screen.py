@@ -42,7 +42,8 @@ class RoundsScreen(Screen[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "start", priority=True, show=False),
         Binding("ctrl+x", "stop", show=False),
-        Binding("escape,r", "back", show=False),
+        Binding("escape", "back", show=False),
+        Binding("r", "back", show=False, id="rounds"),
     ]
 
     app: CuratorApp

@@ -72,63 +72,78 @@ class HeaderBar(Widget):
 
 
 class Conversation(VerticalScroll, can_focus=True):
-    """The context line and the conversation, the newest turn in view."""
+    """A conversation, the newest turn in view, under a context line that never scrolls away."""
+
+    put_at = 0
+    """The row that `show_newest` scrolled to; elsewhere, the reader has scrolled."""
 
     def compose(self) -> ComposeResult:
-        yield Static(id="context")
-        yield Static(id="turns")
+        yield Static(id="context")  # docked: what is scrolled passes below it
+        yield Static(id="earlier")
+        yield Static(id="newest")
 
     def show(self, messages: list[dict[str, str]], label: str | None, cue: str | None) -> None:
         """Show a conversation with its content label and risk cue before it."""
-        turns = sum(message["role"] != "system" for message in messages)
-        parts = [f"about: {one_line(label or 'not labelled', 40)}"]
-        cue_text = one_line(cue or "not noted", 40)
-        line = Content.from_text(f"{parts[0]} · risk cue: ", markup=False)
-        marked = cue not in (None, "", "none")
-        line += Content.from_text(cue_text, markup=False).stylize("bold $accent" if marked else "")
-        if turns > 1:
-            line += Content(f" · {turns} turns").stylize("$quiet")
-        hidden = sum(hidden_count(message["content"]) for message in messages)
-        if hidden:
-            line += Content(f" · {hidden} hidden characters").stylize("$error")
-        self.query_one("#context", Static).update(line)
-        view, newest = self.query_one("#turns", Static), messages[-1]["content"]
+        self.query_one("#context", Static).update(_context(messages, label, cue))
+        *before, last = messages
+        view = self.query_one("#newest", Static)
         if sum(len(message["content"]) for message in messages) <= AT_ONCE:
-            view.update(_turns(messages))
+            self.put(before, _turn(last, newest=True))
         else:  # the beginning of the newest turn is painted first, then all
-            head = _turns([{**messages[-1], "content": newest[:AT_ONCE]}])
-            view.update(head)
+            head = _turn({**last, "content": last["content"][:AT_ONCE]}, newest=True)
+            self.put([], head)
 
             def show_all() -> None:
                 if view.content is head:  # no other conversation has taken its place
-                    view.update(_turns(messages))
-                    self.call_after_refresh(self.show_newest, newest)
+                    self.put(before, _turn(last, newest=True))
 
             view.set_timer(0.05, show_all)
-        # The client's newest words are what is answered: their beginning comes into view.
-        self.call_after_refresh(self.show_newest, newest[:AT_ONCE])
 
-    def show_newest(self, text: str) -> None:
+    def put(self, before: list[dict[str, str]], newest: Content) -> None:
+        """Lay out the turns; the beginning of the client's newest words comes into view."""
+        earlier = self.query_one("#earlier", Static)
+        earlier.display = bool(before)
+        earlier.update(Content("\n\n").join(_turn(message) for message in before))
+        self.query_one("#newest", Static).update(newest)
+        self.call_after_refresh(self.show_newest)
+
+    def show_newest(self) -> None:
         """Scroll to the end, or to where a long last turn begins."""
-        self.scroll_end(animate=False)
-        width = max(1, self.scrollable_content_region.width)
-        rows = 1 + sum(1 + len(line) // width for line in text.split("\n"))
-        if rows > self.scrollable_content_region.height:
-            self.scroll_to(y=max(0, self.max_scroll_y + self.size.height - rows - 1), animate=False)
+        above = self.query_one("#context").outer_size.height
+        begins = self.query_one("#newest").virtual_region.y - above
+        self.put_at = max(0, min(begins, self.max_scroll_y))
+        self.scroll_to(y=self.put_at, animate=False, immediate=True)
+
+    def on_resize(self) -> None:
+        """Keep the newest turn in view, unless the reader has scrolled away from it."""
+        at = self.scroll_offset.y
+        pushed = at < self.put_at and at == self.max_scroll_y  # by there being less to scroll
+        if at == self.put_at or pushed:
+            self.call_after_refresh(self.show_newest)
 
 
-def _turns(messages: list[dict[str, str]]) -> Content:
-    """Return a conversation's turns under their speakers, the newest one in full light."""
-    body = Content("")
-    for number, message in enumerate(messages):
-        last = number == len(messages) - 1
-        speaker = SPEAKERS.get(message["role"], message["role"])
-        heading = Content(f"▌ {speaker}").stylize("bold $accent" if last else "bold $quiet")
-        text = Content.from_text(visible(message["content"]), markup=False)
-        body += heading + Content("\n") + (text if last else text.stylize("$quiet"))
-        if not last:
-            body += Content("\n\n")
-    return body
+def _context(messages: list[dict[str, str]], label: str | None, cue: str | None) -> Content:
+    """Return the line over a conversation: content label, risk cue, what is hidden in it."""
+    line = Content.from_text(f"about: {one_line(label or 'not labelled', 40)}", markup=False)
+    line += Content(" · risk cue: ")
+    marked = cue not in (None, "", "none")
+    cue_text = Content.from_text(one_line(cue or "not noted", 40), markup=False)
+    line += cue_text.stylize("bold $accent" if marked else "")
+    turns = sum(message["role"] != "system" for message in messages)
+    if turns > 1:
+        line += Content(f" · {turns} turns").stylize("$quiet")
+    hidden = sum(hidden_count(message["content"]) for message in messages)
+    if hidden:
+        line += Content(f" · {hidden} hidden characters").stylize("$error")
+    return line
+
+
+def _turn(message: dict[str, str], newest: bool = False) -> Content:
+    """Return a turn under its speaker, the newest one in full light."""
+    speaker = SPEAKERS.get(message["role"], message["role"])
+    heading = Content(f"▌ {speaker}").stylize("bold $accent" if newest else "bold $quiet")
+    text = Content.from_text(visible(message["content"]), markup=False)
+    return heading + Content("\n") + (text if newest else text.stylize("$quiet"))
 
 
 class Reply(VerticalScroll, can_focus=True):

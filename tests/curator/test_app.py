@@ -13,10 +13,12 @@ from textual.pilot import Pilot
 from textual.widgets import Static
 
 from curator import db, workflow
-from curator.models import Judgment
+from curator.models import Judgment, Run, RunState
 from curator.safe_text import HIDDEN
 from curator.tui.app import CuratorApp
+from curator.tui.between import suggest_break
 from curator.tui.judge_screen import JudgeScreen
+from curator.tui.messages import RunEnded
 from curator.tui.widgets import HeaderBar, Reply
 from curator.workspace import Workspace
 from tests.conftest import AddPairs, write_prompts
@@ -26,13 +28,17 @@ Fake = Callable[[str], None]
 
 
 def play(
-    workspace: Workspace, script: Script, size: tuple[int, int] = (120, 36), **options: Any
+    workspace: Workspace,
+    script: Script,
+    size: tuple[int, int] = (120, 36),
+    notifications: bool = False,
+    **options: Any,
 ) -> None:
-    """Run the real app headless and let `script` press keys."""
+    """Run the real app headless and let `script` press keys; corner notes only where asked for."""
 
     async def run() -> None:
         app = CuratorApp(workspace, "anna", **options)
-        async with app.run_test(size=size) as pilot:
+        async with app.run_test(size=size, notifications=notifications) as pilot:
             await pilot.pause()
             await script(pilot, app)
             await pilot.pause()
@@ -219,23 +225,37 @@ def test_help_says_the_keys(workspace: Workspace, add_pairs: AddPairs) -> None:
     assert len(rows(workspace)) == 1
 
 
-def test_a_crash_shows_no_client_text(
-    workspace: Workspace, add_pairs: AddPairs, monkeypatch: pytest.MonkeyPatch
+def test_enter_does_nothing_where_nothing_is_shown(
+    workspace: Workspace, tmp_path: Any, fake_trainer: Fake
 ) -> None:
-    add_pairs(workspace, 2)
+    workflow.import_prompts(workspace, write_prompts(tmp_path / "p.jsonl", 10))
+    fake_trainer("ok")
 
-    def broken(*_: object) -> None:
-        client_text = "my secret"
-        raise RuntimeError(client_text)
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        await pilot.press("enter", "a", "u")
+        assert "needs a little more room" in painted(app)
+        assert app.run_watch is None and not any(workspace.runs.glob("*"))
 
-    async def run() -> CuratorApp:
-        app = CuratorApp(workspace, "anna")
-        with pytest.raises(RuntimeError):
-            async with app.run_test() as pilot:
-                monkeypatch.setattr(JudgeScreen, "show", broken)
-                await pilot.press("a")
-        return app
+    play(workspace, script, (59, 15))
 
-    app = asyncio.run(run())
-    assert app.return_code == 1
-    assert len(rows(workspace)) == 1
+
+def test_what_nobody_asked_for_never_hides_that_a_pick_is_not_saved(
+    workspace: Workspace, add_pairs: AddPairs
+) -> None:
+    add_pairs(workspace, 60)
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        with workspace.engine.connect() as connection:  # the one connection the app uses too
+            used = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+            connection.exec_driver_sql(f"PRAGMA max_page_count={used + 2}")
+        while "not saved" not in painted(app):
+            await pilot.press("B")
+        assert isinstance(app.screen, JudgeScreen)
+        suggest_break(app.screen)
+        ended = Run(action="round", folder="x", state=RunState.FAILED, error="the loss is nan.")
+        app.post_message(RunEnded(ended))
+        await until(pilot, lambda: "the loss is nan" in painted(app))
+        assert "not saved (press B to try again)" in painted(app)
+        assert "a pause does the next" in painted(app)
+
+    play(workspace, script, notifications=True)

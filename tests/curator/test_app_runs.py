@@ -214,3 +214,47 @@ def test_the_rounds_screen_offers_no_more_pairs_while_some_wait(
         assert "Next: the model writes more pairs." in painted(app)
 
     play(workspace, script)
+
+
+OFFER = "enough for a first round. Press r, then enter"
+
+
+def test_a_first_round_is_offered_once_there_is_enough_and_never_again(
+    workspace: Workspace, add_pairs: AddPairs
+) -> None:
+    add_pairs(workspace, 20)
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        await pilot.press("enter", *"abttab")  # six judged, and four of them to train on
+        assert len(rows(workspace)) == 6 and OFFER not in painted(app)
+        await pilot.press(*"aba")
+        assert OFFER not in painted(app)
+        await pilot.press("b")
+        assert f"10 judged: {OFFER}" in painted(app)
+        await pilot.press("a")
+        assert OFFER not in painted(app) and "saved: A better" in painted(app)
+
+    play(workspace, script, offer_after=6)
+
+
+def test_a_first_round_is_offered_when_the_run_that_was_under_way_has_ended(
+    workspace: Workspace, add_pairs: AddPairs, fake_trainer: Fake
+) -> None:
+    add_pairs(workspace, 20)
+    fake_trainer("wait")
+    folder = rounds.start_run(workspace, "generate").folder
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        await pilot.press("enter", *"ababababa")
+        assert app.run_watch is not None and OFFER not in painted(app)
+        (folder / "go").touch()
+        await until(pilot, lambda: OFFER in painted(app))
+        await pilot.press("a", "r", "enter")  # a round is under way: nothing more is offered
+        await until(pilot, lambda: app.run_watch is not None and app.run_watch.step == 3)
+        assert isinstance(app.screen_stack[1], JudgeScreen) and app.screen_stack[1].offered
+        under_way = rounds.run_under_way(workspace)
+        assert under_way is not None
+        (under_way[1] / "go").touch()
+        await until(pilot, lambda: app.run_watch is None)
+
+    play(workspace, script, offer_after=8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
 from sqlmodel import select
 from textual.pilot import Pilot
 from textual.widgets import Input
@@ -13,11 +14,12 @@ from curator import db
 from curator.judgments import Said
 from curator.models import Annotator, Pair, Verdict, new_uuid
 from curator.seat import take_seat
+from curator.tui import judge_screen
 from curator.tui.app import CuratorApp
 from curator.tui.judge_screen import JudgeScreen
 from curator.workspace import Workspace, create_workspace
-from tests.conftest import AddPairs
-from tests.curator.test_app import painted, play, rows
+from tests.conftest import ONCE, AddPairs
+from tests.curator.test_app import painted, play, rows, until
 from tests.curator.test_judge import with_settings
 
 
@@ -117,18 +119,46 @@ def test_the_guideline_is_one_key_away_from_anywhere(
     play(workspace, script)
 
 
-def test_a_pause_is_suggested_quietly(workspace: Workspace, add_pairs: AddPairs) -> None:
-    add_pairs(workspace, 1)
+@pytest.mark.parametrize("minutes", [30, 0])
+def test_a_pause_is_suggested_quietly(
+    tmp_path: Path, add_pairs: AddPairs, monkeypatch: pytest.MonkeyPatch, minutes: int
+) -> None:
+    place = with_settings(tmp_path, f"{ONCE}break_minutes = {minutes}\n")
+    add_pairs(place, 2)
+    monkeypatch.setattr(judge_screen, "MINUTE", 0.005)
 
     async def script(pilot: Pilot[None], app: CuratorApp) -> None:
-        assert isinstance(app.screen, JudgeScreen)
-        app.screen.suggest_break()
-        await pilot.pause()
-        assert "another 30 minutes: a pause" in painted(app) and "message 0." in painted(app)
+        if minutes:
+            await until(pilot, lambda: "another 30 minutes: a pause" in painted(app))
+        else:
+            await pilot.pause(0.2)
+            assert "a pause" not in painted(app)
+        assert "message 0." in painted(app)
         await pilot.press("a")
 
-    play(workspace, script)
-    assert len(rows(workspace)) == 1
+    play(place, script)
+    assert len(rows(place)) == 1
+
+
+def test_the_demos_welcome_leads_to_the_judge_screen(tmp_path: Path, add_pairs: AddPairs) -> None:
+    place = with_settings(tmp_path, f'{ONCE}[keys]\nleft_slightly = "1"\nleave = "f9"\n')
+    add_pairs(place, 1)
+
+    async def begin(pilot: Pilot[None], app: CuratorApp) -> None:
+        assert "Welcome to curator" in painted(app) and "After 12 picks" in painted(app)
+        assert "1  A is better" in painted(app) and "b  B is better" in painted(app)
+        await pilot.press("q")  # no key of its own now
+        assert "Welcome to curator" in painted(app)
+        await pilot.press("enter")
+        assert isinstance(app.screen, JudgeScreen) and "message 0." in painted(app)
+
+    async def leave(pilot: Pilot[None], app: CuratorApp) -> None:
+        await pilot.press("f9")
+        await pilot.pause()
+        assert not app.is_running
+
+    play(place, begin, offer_after=12)
+    play(place, leave, offer_after=12)
 
 
 def test_the_account_of_a_sitting(tmp_path: Path, add_pairs: AddPairs) -> None:

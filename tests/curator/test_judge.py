@@ -21,7 +21,7 @@ from curator.tui.panels import RedFlagsPanel, TagsPanel
 from curator.tui.widgets import Reply
 from curator.workspace import Workspace, create_workspace
 from tests.conftest import ONCE, AddPairs
-from tests.curator.test_app import painted, play, rows
+from tests.curator.test_app import painted, play, rows, until
 
 Script = Callable[[Pilot[None], CuratorApp], Awaitable[None]]
 
@@ -262,22 +262,75 @@ def test_long_texts_are_shown_and_judged(
     assert len(rows(workspace)) == 1
 
 
-def test_the_newest_turn_is_in_view(workspace: Workspace, add_pairs: AddPairs) -> None:
-    turns = []
-    for number in range(15):
-        turns += [{"role": "user", "content": f"client turn {number}"},
-                  {"role": "assistant", "content": f"reply turn {number}"}]  # fmt: skip
-    add_pairs(workspace, 1, messages=[*turns, {"role": "user", "content": "the newest words"}])
+MANY = [
+    {"role": role, "content": f"{role} turn {number}"}
+    for number in range(15)
+    for role in ("user", "assistant")
+]
+
+
+@pytest.mark.parametrize("size", [(120, 36), (80, 24), (200, 50)])
+def test_the_newest_turn_is_in_view(
+    workspace: Workspace, add_pairs: AddPairs, size: tuple[int, int]
+) -> None:
+    newest = {"role": "user", "content": "the newest\u200b words"}
+    add_pairs(workspace, 1, messages=[*MANY, newest])
+    context = "about: feeling watched · risk cue: none · 31 turns · 1 hidden characters"
 
     async def script(pilot: Pilot[None], app: CuratorApp) -> None:
-        assert "the newest words" in painted(app) and "client turn 0" not in painted(app)
+        assert "words (1.0)" in painted(app) and "user turn 0" not in painted(app)
+        assert context in painted(app)
         app.screen.query_one("#conversation").focus()
         await pilot.press("home")
         await pilot.pause()
-        assert "client turn 0" in painted(app)
+        assert "user turn 0" in painted(app) and context in painted(app)
+        await pilot.press("escape", "e")
+        await pilot.pause()
+        assert "words (1.0)" in painted(app) and context in painted(app)
 
-    for size in ((120, 36), (80, 24)):
-        play(workspace, script, size)
+    play(workspace, script, size)
+
+
+@pytest.mark.parametrize("size", [(120, 36), (80, 24)])
+def test_a_long_message_is_seen_from_its_beginning_under_its_cue(
+    workspace: Workspace, add_pairs: AddPairs, size: tuple[int, int]
+) -> None:
+    long = "The beginning of it. " + "sleepless nights again " * 70  # 1,600 characters
+    add_pairs(workspace, 1, messages=[*MANY, {"role": "user", "content": long}])
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        for _ in range(3):
+            assert "The beginning of it." in painted(app) and "▌ client" in painted(app)
+            assert "risk cue: none" in painted(app)
+            app.screen.query_one("#conversation").focus()
+            await pilot.press("end")
+            await until(pilot, lambda: "(1.0)" in painted(app))
+            assert "risk cue: none" in painted(app)
+            await pilot.press("]", "[", ".")
+
+    play(workspace, script, size)
+
+
+def test_a_resize_keeps_the_newest_turn_or_where_the_reader_is(
+    workspace: Workspace, add_pairs: AddPairs
+) -> None:
+    add_pairs(workspace, 1, messages=[*MANY, {"role": "user", "content": "the newest words"}])
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        for size in ((80, 24), (60, 16), (200, 50), (120, 36), (80, 24)):
+            await pilot.resize_terminal(*size)
+            await pilot.pause()
+            await pilot.pause()
+            assert "the newest words" in painted(app), size
+        app.screen.query_one("#conversation").focus()
+        await pilot.press("home")
+        await pilot.pause()
+        await pilot.resize_terminal(120, 36)
+        await pilot.pause()
+        await pilot.pause()
+        assert "user turn 0" in painted(app) and "the newest words" not in painted(app)
+
+    play(workspace, script, (200, 50))
 
 
 def judgment_count(workspace: Workspace) -> int:

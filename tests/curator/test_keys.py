@@ -8,6 +8,7 @@ import pytest
 from textual.pilot import Pilot
 
 from curator.tui.app import CuratorApp
+from curator.tui.judge_screen import JudgeScreen
 from curator.workspace import Workspace
 from tests.conftest import ONCE, AddPairs
 from tests.curator.test_app import painted, play, rows
@@ -30,6 +31,29 @@ def test_keys_can_be_changed(tmp_path: Path, add_pairs: AddPairs) -> None:
 
     play(place, script)
     assert [(str(r.verdict), r.flagged) for r in rows(place)] == [("left", 1), ("right", 0)]
+
+
+def test_the_keys_that_open_a_page_close_it_too_wherever_they_are(
+    tmp_path: Path, add_pairs: AddPairs
+) -> None:
+    keys = '[keys]\nhelp = "k"\nguideline = "f6"\nrounds = "l"\nleave = "f7"\n'
+    place = with_settings(tmp_path, ONCE + keys)
+    add_pairs(place, 1)
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        for key in ("k", "f6", "l"):
+            await pilot.press(key)
+            assert not isinstance(app.screen, JudgeScreen), key
+            await pilot.press("question_mark", "i", "q", "r")
+            assert not isinstance(app.screen, JudgeScreen), key
+            await pilot.press(key)
+            assert isinstance(app.screen, JudgeScreen), key
+        await pilot.press("k", "f7")
+        assert isinstance(app.screen, JudgeScreen)
+        await pilot.press("a")
+
+    play(place, script)
+    assert len(rows(place)) == 1
 
 
 @pytest.mark.parametrize(

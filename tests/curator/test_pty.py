@@ -16,7 +16,7 @@ import pytest
 from sqlmodel import select
 
 from curator import db, duels, rounds
-from curator.models import Adapter, AdapterStatus, Candidate, Judgment, Pair, Purpose
+from curator.models import Adapter, AdapterStatus, Candidate, Draft, Judgment, Pair, Purpose
 from curator.workspace import Workspace
 from tests.conftest import AddPairs
 from trainer.contract import read_rows
@@ -72,6 +72,14 @@ class Terminal:
         self.child.kill(number)
         self.child.expect(pexpect.EOF)
         self.child.close()
+
+    def hang_up(self) -> None:
+        """Close the terminal, as a lost connection does, and wait for the program's end."""
+        self.child.ptyproc.fileobj.close()
+        deadline = time.monotonic() + 30
+        while self.child.isalive():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
     def end(self) -> int:
         """Wait for the program's end; return its exit status."""
@@ -157,20 +165,85 @@ def test_thirty_kills_lose_no_acknowledged_judgment(
         assert session.connection().exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
 
 
+RESTORED = (b"\x1b[?1049l", b"\x1b[?1000l", b"\x1b[?1003l", b"\x1b[?2004l", b"\x1b[?25h")
+
+
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGHUP", "closed terminal"])
 def test_a_lost_terminal_loses_nothing(workspace: Workspace, add_pairs: AddPairs, how: str) -> None:
+    """Not a judgment, not what was being written, and not the terminal's own state."""
     add_pairs(workspace, 3)
     terminal = open_app(workspace)
     terminal.press("B")
     terminal.until(lambda text: "1 of 3" in text)
+    terminal.press("e")
+    terminal.until(lambda text: "in place of A" in text)
+    terminal.press(" And")
+    terminal.until(lambda text: " And" in text)
     if how == "closed terminal":
-        terminal.child.close(force=False)
+        terminal.hang_up()
     else:
-        terminal.kill(getattr(signal, how))
+        number = getattr(signal, how)
+        terminal.child.kill(number)
+        assert terminal.end() == 128 + number
+        for sequence in RESTORED:
+            on = sequence.replace(b"l", b"h") if sequence.endswith(b"l") else b"\x1b[?25l"
+            assert terminal.bytes.rindex(sequence) > terminal.bytes.rindex(on), sequence
     assert verdicts(workspace) == ["right"]
+    with db.reading(workspace.engine) as session:
+        assert session.exec(select(Draft)).one().text.endswith(" And")
     again = open_app(workspace, count=1)
     again.press("q")
     assert again.end() == 0
+
+
+BROKEN = """
+from curator.cli import main
+from curator.tui.judge_screen import JudgeScreen
+
+def broken(self, *_):
+    words = self.pair.messages[-1]["content"]
+    raise RuntimeError(words)
+
+JudgeScreen.count = broken
+main()
+"""
+
+
+def test_a_crash_shows_no_client_text(workspace: Workspace, add_pairs: AddPairs) -> None:
+    """Neither the error's own words nor the local variables are left in the scrollback."""
+    add_pairs(workspace, 2, messages=[{"role": "user", "content": "my secret"}])
+    command = ("-c", BROKEN, "annotate", "-a", "anna")
+    terminal = Terminal(sys.executable, *command, cwd=workspace.path)
+    terminal.until(lambda text: "my secret (1.0)" in text)
+    terminal.press("a")
+    assert terminal.end() == 1
+    _, left, after = terminal.bytes.rpartition(b"\x1b[?1049l")
+    assert left and b"secret" not in after
+    assert b"curator stopped: RuntimeError in <string>, line 7" in after
+    assert verdicts(workspace) == ["left"]
+
+
+DEMO = """
+import sys
+from curator import runs
+from curator.cli import main
+
+runs.COMMAND = (sys.executable, "-P", {fake!r}, "ok")
+main()
+"""
+
+
+def test_the_demo_welcomes_and_leads_to_its_first_pair(tmp_path: Path) -> None:
+    script = DEMO.format(fake=str(Path(__file__).parent.parent / "fake_trainer.py"))
+    terminal = Terminal(sys.executable, "-c", script, "demo", "demo", cwd=tmp_path)
+    terminal.until(lambda text: "Welcome to curator" in text and "After 12 picks" in text)
+    terminal.press("\r")
+    terminal.until(lambda text: "risk cue:" in text and "Welcome" not in text)
+    terminal.press("a")
+    terminal.until(lambda text: "1 of " in text and "saved" in text)
+    terminal.press("q")
+    assert terminal.end() == 0
+    assert b"The demo's workspace stays in" in terminal.bytes
 
 
 def test_suspended_and_brought_back(workspace: Workspace, add_pairs: AddPairs) -> None:

@@ -8,7 +8,7 @@ import pytest
 from sqlmodel import select
 from textual import events
 from textual.pilot import Pilot
-from textual.widgets import Static, TextArea
+from textual.widgets import Input, Static, TextArea
 
 from curator import db
 from curator.models import Annotator, Candidate, Draft, Pair
@@ -16,7 +16,7 @@ from curator.tui.app import CuratorApp
 from curator.tui.rewrite_screen import RewriteScreen
 from curator.workspace import Workspace
 from tests.conftest import AddPairs
-from tests.curator.test_app import painted, play, rows
+from tests.curator.test_app import painted, play, rows, until
 from tests.curator.test_judge import exported
 
 
@@ -156,4 +156,50 @@ def test_drafts_survive_a_crash(workspace: Workspace, add_pairs: AddPairs) -> No
     assert row.rewrite_id is not None and row.note == "half"
 
 
-# --- going about ---------------------------------------------------------------------------------
+def drafts(workspace: Workspace) -> dict[str, str]:
+    with db.reading(workspace.engine) as session:
+        return {draft.field: draft.text for draft in session.exec(select(Draft))}
+
+
+@pytest.mark.parametrize("way", ["a key", "a key in a panel", "the palette"])
+def test_leaving_keeps_what_is_being_written(
+    workspace: Workspace, add_pairs: AddPairs, way: str
+) -> None:
+    """At once: not only what was written when the editor last looked."""
+    add_pairs(workspace, 1)
+    panel = way == "a key in a panel"
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        await pilot.press("n" if panel else "e")
+        if panel:
+            app.screen.query_one(Input).value = "Half a rep"
+        else:
+            app.screen.query_one(TextArea).text = "Half a rep"
+        if way == "the palette":
+            (leave,) = (c for c in app.get_system_commands(app.screen) if "leave" in c.title)
+            assert leave.callback == app.action_quit
+            await app.action_quit()
+        else:
+            await pilot.press("ctrl+q")
+
+    play(workspace, script)
+    assert drafts(workspace) == {"note" if panel else "rewrite_left": "Half a rep"}
+
+
+def test_where_something_is_written_ctrl_c_copies(
+    workspace: Workspace, add_pairs: AddPairs
+) -> None:
+    add_pairs(workspace, 1)
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        await pilot.press("e")
+        app.screen.query_one(TextArea).text = "Some words."
+        await pilot.press("ctrl+c")
+        await until(pilot, lambda: "ctrl+q leaves curator" in painted(app))
+        app.screen.query_one(TextArea).select_all()
+        await pilot.press("ctrl+c")
+        assert app.is_running and app.clipboard == "Some words."
+        await pilot.press("escape", "n", *"odd", "shift+home", "ctrl+c")
+        assert app.is_running and app.clipboard == "odd"
+
+    play(workspace, script, notifications=True)
