@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from curator.evaluation_rows import POLICIES, Rows
@@ -16,7 +16,8 @@ from curator.statistics import (
 )
 from trainer.intervals import effective_size, mean_interval
 
-# Their texts are in the probes alone (data/README.md): what holds there was not learnt by heart.
+# Of the texts that come with curator, theirs are in the probes alone (data/README.md): what holds
+# there was not learnt by heart. Imported prompts may have them too: see `figures`.
 KEPT_OUT = ("F12", "C02")
 # Under this many held-out preferences an interval is wider than most differences one hopes for.
 FEWEST_TO_CONCLUDE = 20
@@ -75,7 +76,7 @@ def _probe_share(rows: dict[str, dict[str, Any]]) -> Figure | None:
     return share([row["errs"] for row in rows.values()], names)
 
 
-def _policy_figures(rows: Rows) -> dict[str, Any]:
+def _policy_figures(rows: Rows, kept_out_families: Sequence[str]) -> dict[str, Any]:
     """Return one policy's figures, overall and by family; what was not measured is left out."""
     held, replies = list(rows.held_out.values()), list(rows.replies.values())
     collusive, corrected = _errs(rows, "collusive"), _errs(rows, "over_corrected")
@@ -97,7 +98,11 @@ def _policy_figures(rows: Rows) -> dict[str, Any]:
     kept_out = {
         ("probe_collusion_rate" if name == "collusive" else "probe_over_correction_rate"): rate
         for name, found in (("collusive", collusive), ("over_corrected", corrected))
-        if (rate := _probe_share({k: r for k, r in found.items() if r["family"] in KEPT_OUT}))
+        if (
+            rate := _probe_share(
+                {k: r for k, r in found.items() if r["family"] in kept_out_families}
+            )
+        )
     }
     return {
         **{name: figure for name, figure in result.items() if figure is not None},
@@ -220,13 +225,15 @@ def _length_ratio(first: Rows, second: Rows) -> Figure | None:
     return {"value": ratio, "n": len(keys), "interval": [low, high]}
 
 
-def figures(rows: dict[str, Rows]) -> dict[str, Any]:
+def figures(rows: dict[str, Rows], trained: Collection[str] = ()) -> dict[str, Any]:
     """Return the figures of every policy, and the adapter's differences from the others.
 
     {"policies": {policy: figures}, "differences": {"base" or "compare": figures}}. The margin
     against the base is what the base itself has none of, so held-out figures have no difference
-    from it: accuracy is read against one half.
+    from it: accuracy is read against one half. `trained`: families with prompts to train on, which
+    are not kept out whatever they are called.
     """
+    kept_out = [family for family in KEPT_OUT if family not in trained]
     adapter = rows.get("adapter")
     differences = {
         other: _differences(adapter, rows[other])
@@ -235,7 +242,7 @@ def figures(rows: dict[str, Rows]) -> dict[str, Any]:
     }
     return {
         "policies": {
-            policy: _policy_figures(rows[policy]) for policy in POLICIES if policy in rows
+            policy: _policy_figures(rows[policy], kept_out) for policy in POLICIES if policy in rows
         },
         "differences": differences,
     }

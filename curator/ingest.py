@@ -161,10 +161,13 @@ def _measured(session: Session, run: Run, folder: Path, manifest: dict[str, Any]
     for policy, named in (("adapter", request.adapter), ("compare", request.compare)):
         found = store.adapter_in(session, named) if named else None
         if found is not None:
-            names[policy] = found.name
+            names.setdefault(policy, found.name)  # a chained round's request names its parent
     probes = folder / PROBES
     sha256 = sha256_file(probes) if probes.is_file() else None
-    return {**figures(read_evaluation(folder)), "names": names, "probes_sha256": sha256}
+    found = figures(read_evaluation(folder), store.families_to_train_on(session))
+    # The trainer leaves out an adapter of another base.
+    names = {policy: name for policy, name in names.items() if policy in found["policies"]}
+    return {**found, "names": names, "probes_sha256": sha256}
 
 
 # --- the adapter ----------------------------------------------------------------------------------
