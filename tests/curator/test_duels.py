@@ -183,7 +183,7 @@ def test_results(contested: Workspace) -> None:
     held_out = {p.id for p in prompts(contested) if p.split == Split.HELD_OUT}
     with db.reading(contested.engine) as session:
         asked = {pair: session.get_one(Pair, pair).prompt_id for pair in duelled}
-    decisive = [pair for n, pair in enumerate(duelled) if n > 1]
+    decisive = [pair for n, pair in enumerate(duelled) if n > 2]
     assert 0 < human["held_out"] == sum(asked[pair] in held_out for pair in decisive)
     text = evaluation_text.duels_text(duels.results(contested))
     assert "adapter-0002 against base (human): won 86% (49% to 97%) of n = 7" in text
