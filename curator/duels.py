@@ -153,15 +153,15 @@ def _pairs(session: Session) -> dict[int, Compared]:
     names: dict[int | None, str] = dict(session.exec(select(Adapter.id, Adapter.name)).all())
     names[None] = BASE
     found = session.exec(
-        select(Pair.id, left.adapter_id, right.adapter_id, Prompt.id, Prompt.split)
+        select(Pair, left.adapter_id, right.adapter_id, Prompt.split)
         .join(Prompt, col(Pair.prompt_id) == Prompt.id)
         .join(left, col(Pair.left_id) == left.id)
         .join(right, col(Pair.right_id) == right.id)
         .where(Pair.purpose == Purpose.DUEL)
     )
     return {
-        pair: Compared((names[one], names[other]), prompt, split == Split.HELD_OUT)
-        for pair, one, other, prompt, split in found
+        pair.id or 0: Compared((names[one], names[other]), pair.prompt_id, split == Split.HELD_OUT)
+        for pair, one, other, split in found
     }
 
 

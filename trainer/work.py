@@ -168,7 +168,8 @@ class Work:
             if not spared:
                 raise
             self.emit("warning", message=f"left out of this {self.request.action}: {error}")
-            self.request = replace(self.request, **{field: None, f"{field}_sha256": None})
+            gone: dict[str, Any] = {field: None, f"{field}_sha256": None}
+            self.request = replace(self.request, **gone)
             return None
 
     def merge(self) -> None:
