@@ -164,10 +164,10 @@ def _measured(session: Session, run: Run, folder: Path, manifest: dict[str, Any]
             names.setdefault(policy, found.name)  # a chained round's request names its parent
     probes = folder / PROBES
     sha256 = sha256_file(probes) if probes.is_file() else None
-    found = figures(read_evaluation(folder), store.families_to_train_on(session))
+    told = figures(read_evaluation(folder), store.families_to_train_on(session))
     # The trainer leaves out an adapter of another base.
-    names = {policy: name for policy, name in names.items() if policy in found["policies"]}
-    return {**found, "names": names, "probes_sha256": sha256}
+    names = {policy: name for policy, name in names.items() if policy in told["policies"]}
+    return {**told, "names": names, "probes_sha256": sha256}
 
 
 # --- the adapter ----------------------------------------------------------------------------------

@@ -137,5 +137,5 @@ def _checked(row: dict[str, Any], known: set[str], where: str) -> dict[str, Any]
         raise BadData(f"{where}: needs boundary_aware, and collusive or over_corrected.")
     if conflict and wrong != ["collusive"]:
         raise BadData(f"{where}: of a conflict told from both sides, agreeing is the error.")
-    known.add(name)
+    known.add(str(name))
     return row
