@@ -6,6 +6,7 @@ retired, the latest last, and rolling back takes them in that order, down to the
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from sqlmodel import Session, col, select
 from curator import db, ingest, store
 from curator.errors import BadData, NotReady
 from curator.models import Adapter, AdapterStatus
+from curator.safe_text import one_line
 from curator.statistics import SIMULATED
 from curator.store import BASE
 from curator.workspace import Workspace
@@ -31,6 +33,8 @@ class Decided:
     """The adapter in use from now on, or `base`."""
     pairs: int = 0
     """Pairs of its replies that had been held back and are in the queue now."""
+    passed_over: tuple[str, ...] = ()
+    """Adapters that would have come back but are of another base; each with why, in words."""
 
 
 def list_adapters(workspace: Workspace) -> list[dict[str, Any]]:
@@ -65,6 +69,13 @@ def _facts(adapter: Adapter) -> dict[str, Any]:
     }
 
 
+def check_names(workspace: Workspace, names: Iterable[str]) -> None:
+    """Raise BadData for the first name that is neither an adapter's nor `base`."""
+    with db.reading(workspace.engine) as session:
+        for name in names:
+            store.adapter_named(session, name)
+
+
 def _named(session: Session, name: str) -> Adapter:
     adapter = store.adapter_named(session, name)
     if adapter is None:
@@ -75,13 +86,19 @@ def _named(session: Session, name: str) -> Adapter:
 def accept(workspace: Workspace, name: str) -> Decided:
     """Put an adapter into use, whatever the rules said; its held-back pairs join the queue.
 
-    Raises BadData when there is none of that name, or it is in use already, and NotReady when its
-    folder is gone.
+    Raises BadData when there is none of that name, it is in use already or it is of another base,
+    and NotReady when its folder is gone.
     """
     with db.writing(workspace.engine) as session:
         adapter = _named(session, name)
         if adapter.status is AdapterStatus.CURRENT:
             raise BadData(f"{name} is in use already.")
+        other = _other_base(session, workspace, adapter)
+        if other is not None:
+            raise BadData(
+                f"{other}. Name that model in curator.toml first; or, if it is the same one in "
+                "another place, run curator generate once, which looks."
+            )
         _need_folder(workspace, adapter)
         overruled = (adapter.metrics or {}).get("gates", {}).get("verdict") == "fail"
         store.make_current(
@@ -104,7 +121,8 @@ def refuse(workspace: Workspace, name: str, reason: str | None = None) -> Decide
 def rollback(workspace: Workspace) -> Decided:
     """Take the adapter in use out of it; the one in use before comes back, or the base.
 
-    Raises BadData when the base is in use, NotReady when the earlier adapter's folder is gone.
+    One of another base than the workspace's is passed over. Raises BadData when the base is in use,
+    NotReady when the earlier adapter's folder is gone.
     """
     with db.writing(workspace.engine) as session:
         current = store.current_adapter(session)
@@ -116,25 +134,49 @@ def rollback(workspace: Workspace) -> Decided:
 def _refuse(session: Session, workspace: Workspace, adapter: Adapter, reason: str) -> Decided:
     was_in_use = adapter.status is AdapterStatus.CURRENT
     store.decide(session, adapter, AdapterStatus.REFUSED, reason)
+    passed_over: list[str] = []
     if was_in_use:
-        before = session.exec(
+        retired = session.exec(
             select(Adapter)
             .where(Adapter.status == AdapterStatus.RETIRED)
             .order_by(col(Adapter.decided_at).desc(), col(Adapter.id).desc())
-            .limit(1)
-        ).first()
-        if before is not None:
-            _need_folder(workspace, before)
+        )
+        for before in retired.all():
+            other = _other_base(session, workspace, before)
+            if other is not None:
+                passed_over.append(other)
+                continue
+            _need_folder(
+                workspace, before,
+                f", or do without it: curator adapter refuse {before.name}, then roll back again",
+            )  # fmt: skip
             why = f"{BY_HAND}: back after {adapter.name}"
             store.decide(session, before, AdapterStatus.CURRENT, why)
+            break
     current = store.current_adapter(session)
-    return Decided(adapter.name, str(adapter.status), current.name if current else BASE)
+    in_use = current.name if current else BASE
+    return Decided(adapter.name, str(adapter.status), in_use, passed_over=tuple(passed_over))
 
 
-def _need_folder(workspace: Workspace, adapter: Adapter) -> None:
+def _other_base(session: Session, workspace: Workspace, adapter: Adapter) -> str | None:
+    """Return, in words, that an adapter is of another base than the workspace's model, or None.
+
+    Told by what the model's weights were when it last ran here; by its name while it has not.
+    """
+    model = workspace.model_path
+    known = store.base_sha256(session, model)
+    if adapter.base_sha256 == known or (known is None and adapter.base_model == model):
+        return None
+    shown = [one_line(name, 100) for name in (adapter.base_model, model)]
+    if known is not None and adapter.base_model == model:
+        shown[1] += " as it is now"
+    return f"{adapter.name} was trained on {shown[0]}, not on {shown[1]}"
+
+
+def _need_folder(workspace: Workspace, adapter: Adapter, otherwise: str = " first") -> None:
     if not (workspace.path / adapter.folder).is_dir():
         raise NotReady(
-            f"{adapter.folder} is gone from {workspace.path}. Put it back from a backup first."
+            f"{adapter.folder} is gone from {workspace.path}. Put it back from a backup{otherwise}."
         )
 
 

@@ -48,19 +48,22 @@ def evaluate(
     and in what it writes, against the base and the adapter in use. Every figure has n and a 95 %
     interval.
     """
-    from curator import evaluation_text, workflow
+    from curator import adapters, evaluation_text, workflow
 
     place = workspace_at(workspace)
     names: list[str | None] = [*adapter] if adapter else [None]
-    found = [_evaluated(place, name, simulated, quiet=as_json) for name in names]
+    adapters.check_names(_settled(place), adapter or ())
+    found = []
+    for name in names:
+        found.append(_evaluated(place, name, simulated, quiet=as_json))
+        if not as_json:
+            typer.echo(evaluation_text.evaluation_text(found[-1]))
+            typer.echo("")
     curve = workflow.status(place)["learning_curve"]
     if as_json:
         typer.echo(json.dumps({"evaluations": found, "learning_curve": curve}, indent=1))
-        return
-    for each in found:
-        typer.echo(evaluation_text.evaluation_text(each))
-        typer.echo("")
-    typer.echo(evaluation_text.curve_text(curve))
+    else:
+        typer.echo(evaluation_text.curve_text(curve))
 
 
 def _evaluated(place: Workspace, name: str | None, simulated: bool, quiet: bool) -> dict[str, Any]:
@@ -90,8 +93,9 @@ def duel(
 ) -> None:
     """Example: curator duel adapter-0004 base --n 50
 
-    Have two adapters (or `base`) answer the same prompts, held-out ones first; the pairs come
-    into the judge's queue unmarked, among the others, and are never trained on. Without names:
+    Have two adapters (or `base`) answer the same prompts, held-out ones first and none twice; the
+    pairs come into the judge's queue unmarked, among the others, and are never trained on. Without
+    names:
     the results so far, with intervals, and how many more pairs would settle it.
     """
     from curator import duels, evaluation_text, terminal
@@ -103,10 +107,14 @@ def duel(
         rounds.settle(place)
         found = duels.results(place)
         typer.echo(json.dumps(found, indent=1) if as_json else evaluation_text.duels_text(found))
+        if repeated := sum(each["repeated"] for each in found["duels"]):
+            talk(f"not counted: {repeated} judged pairs that ask two the same prompt once more.")
         return
     if second is None:
         raise typer.BadParameter("a duel has two sides: curator duel A B", param_hint="B")
     started = duels.start_duel(place, first, second, n)
+    if started.prompts < n:
+        talk(f"{started.prompts} prompts: there are no more on which these two have not met.")
     run = terminal.follow_run(place, started.folder)
     if as_json:
         typer.echo(json.dumps({"run": run.folder, **(run.metrics or {}).get("pairs", {})}))
@@ -238,6 +246,8 @@ def _settled(place: Workspace) -> Workspace:
 
 
 def _say(decided: Decided) -> None:
+    for why in decided.passed_over:
+        talk(f"passed over: {why}.")
     talk(f"{decided.adapter} is {decided.status}; in use: {decided.in_use}.")
     if decided.pairs:
         talk(f"{decided.pairs} pairs of its replies are in the queue. Next: curator annotate")

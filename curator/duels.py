@@ -40,25 +40,31 @@ FEWEST_TO_RANK = 3
 def start_duel(workspace: Workspace, first: str, second: str, count: int) -> Started:
     """Start the run that writes a duel's replies; its pairs join the newest round's queue.
 
-    `first`, `second`: adapters by name, or `base`. Raises BadData for an unknown name or one
-    policy against itself, NotReady when there is no round yet.
+    `first`, `second`: adapters by name, or `base`. No prompt is asked of which a pair of these two
+    is there already: it would count as a second one and be none. Raises BadData for an unknown
+    name or one policy against itself, NotReady when there is no round yet or no such prompt.
     """
     if first == second:
         raise BadData(f"a duel of {first} against itself says nothing. Name two, or base.")
+    rounds.settle(workspace)
     with db.reading(workspace.engine) as session:
-        for name in (first, second):
-            store.adapter_named(session, name)
+        left_over = store.prompts_for_duel(session, 1, lambda prompt: 0, (first, second))
         if store.newest_round(session) is None:
             raise NotReady(
                 "a duel's pairs are mixed into a round's, and there is none. "
                 "Write the first pairs with: curator generate"
+            )
+        if not left_over:
+            raise NotReady(
+                f"{first} and {second} have been compared on every prompt there is. "
+                "Add more with: curator import prompts FILE"
             )
     return rounds.start_run(workspace, "duel", prompts=count, adapter=first, compare=second)
 
 
 @dataclass
 class Tally:
-    """What one kind of annotator said of one duel; a pair counts once."""
+    """What one kind of annotator said of one duel; a pair counts once, and so does a prompt."""
 
     wins: int = 0
     losses: int = 0
@@ -67,6 +73,18 @@ class Tally:
     held_out: int = 0
     """Decisive pairs on prompts that are held out: no adapter was trained on them."""
     waiting: int = 0
+    repeated: int = 0
+    """Judged pairs on a prompt that an earlier one asked, not counted: versions before asked the
+    held-out prompts in every duel again."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a duel's pair compares: its left and right side by name, and on which prompt."""
+
+    sides: tuple[str, str]
+    prompt_id: int
+    held_out: bool
 
 
 def results(workspace: Workspace) -> dict[str, Any]:
@@ -93,26 +111,13 @@ def results(workspace: Workspace) -> dict[str, Any]:
 def _tallies(session: Session) -> dict[tuple[str, str, str], Tally]:
     """Return {(annotator kind, first, second): tally}; "nobody" for pairs not judged yet.
 
-    Of several judgments of one pair by one kind of annotator the latest counts. For a kind that
-    has begun a pair waits until one of them has seen it, be it to skip it.
+    Of several judgments of one pair by one kind of annotator the latest counts, and of several
+    pairs of one duel on one prompt the one judged first. For a kind that has begun a pair waits
+    until one of them has seen it, be it to skip it.
     """
-    left, right = aliased(Candidate), aliased(Candidate)
-    names: dict[int | None, str] = dict(session.exec(select(Adapter.id, Adapter.name)).all())
-    names[None] = BASE
-    pairs: dict[int | None, tuple[str, str]] = {}
-    held_out: set[int | None] = set()
-    for pair_id, one, other, split in session.exec(
-        select(Pair.id, left.adapter_id, right.adapter_id, Prompt.split)
-        .join(Prompt, col(Pair.prompt_id) == Prompt.id)
-        .join(left, col(Pair.left_id) == left.id)
-        .join(right, col(Pair.right_id) == right.id)
-        .where(Pair.purpose == Purpose.DUEL)
-    ):
-        pairs[pair_id] = (names[one], names[other])
-        if split == Split.HELD_OUT:
-            held_out.add(pair_id)
+    pairs = _pairs(session)
     judged: dict[tuple[str, int], Verdict] = {}
-    seen: dict[str, set[int | None]] = defaultdict(set)
+    seen: dict[str, set[int]] = defaultdict(set)
     for kind, pair_id, verdict in session.exec(
         select(Annotator.kind, Judgment.pair_id, Judgment.verdict)
         .join(Pair, col(Judgment.pair_id) == Pair.id)
@@ -124,16 +129,40 @@ def _tallies(session: Session) -> dict[tuple[str, str, str], Tally]:
         if verdict is not Verdict.SKIP:
             judged[str(kind), pair_id] = Verdict(verdict)
     tallies: dict[tuple[str, str, str], Tally] = defaultdict(Tally)
+    counted: set[tuple[str, str, str, int]] = set()
     for (kind, pair_id), verdict in judged.items():
-        _count(tallies, kind, pairs[pair_id], verdict, pair_id in held_out)
+        names_of = (kind, *_in_order(*pairs[pair_id].sides))
+        prompt = (*names_of, pairs[pair_id].prompt_id)
+        if prompt in counted:
+            tallies[names_of].repeated += 1
+        else:
+            counted.add(prompt)
+            _count(tallies[names_of], names_of[1], pairs[pair_id], verdict)
     for unjudged in pairs.keys() - {number for _, number in judged}:
-        first, second = _in_order(*pairs[unjudged])
-        tallies["nobody", first, second].waiting += 1
+        tallies["nobody", *_in_order(*pairs[unjudged].sides)].waiting += 1
     for kind, theirs in seen.items():
         for unseen in pairs.keys() - theirs:
-            if (names_of := (kind, *_in_order(*pairs[unseen]))) in tallies:
+            if (names_of := (kind, *_in_order(*pairs[unseen].sides))) in tallies:
                 tallies[names_of].waiting += 1
     return dict(tallies)
+
+
+def _pairs(session: Session) -> dict[int, Compared]:
+    """Return the pairs of all duels, by id."""
+    left, right = aliased(Candidate), aliased(Candidate)
+    names: dict[int | None, str] = dict(session.exec(select(Adapter.id, Adapter.name)).all())
+    names[None] = BASE
+    found = session.exec(
+        select(Pair, left.adapter_id, right.adapter_id, Prompt.split)
+        .join(Prompt, col(Pair.prompt_id) == Prompt.id)
+        .join(left, col(Pair.left_id) == left.id)
+        .join(right, col(Pair.right_id) == right.id)
+        .where(Pair.purpose == Purpose.DUEL)
+    )
+    return {
+        pair.id or 0: Compared((names[one], names[other]), pair.prompt_id, split == Split.HELD_OUT)
+        for pair, one, other, split in found
+    }
 
 
 def _in_order(one: str, other: str) -> tuple[str, str]:
@@ -142,24 +171,16 @@ def _in_order(one: str, other: str) -> tuple[str, str]:
     return first, second
 
 
-def _count(
-    tallies: dict[tuple[str, str, str], Tally],
-    kind: str,
-    sides: tuple[str, str],
-    verdict: Verdict,
-    held_out: bool,
-) -> None:
-    first, second = _in_order(*sides)
-    tally = tallies[kind, first, second]
+def _count(tally: Tally, first: str, pair: Compared, verdict: Verdict) -> None:
     if verdict is Verdict.TIE:
         tally.ties += 1
     elif verdict is Verdict.BOTH_BAD:
         tally.both_bad += 1
-    elif (sides[0] if verdict is Verdict.LEFT else sides[1]) == first:
+    elif pair.sides[0 if verdict is Verdict.LEFT else 1] == first:
         tally.wins += 1
     else:
         tally.losses += 1
-    tally.held_out += held_out and verdict in (Verdict.LEFT, Verdict.RIGHT)
+    tally.held_out += pair.held_out and verdict in (Verdict.LEFT, Verdict.RIGHT)
 
 
 def _result(kind: str, first: str, second: str, tally: Tally) -> dict[str, Any]:
@@ -167,7 +188,7 @@ def _result(kind: str, first: str, second: str, tally: Tally) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "annotator": kind, "first": first, "second": second, "wins": tally.wins,
         "losses": tally.losses, "ties": tally.ties, "both_bad": tally.both_bad,
-        "waiting": tally.waiting, "n": n, "held_out": tally.held_out,
+        "waiting": tally.waiting, "repeated": tally.repeated, "n": n, "held_out": tally.held_out,
     }  # fmt: skip
     if n:
         share = tally.wins / n

@@ -8,7 +8,7 @@ conflict or, in the demo, put the same situation: curator/clusters.py).
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from curator.evaluation_rows import POLICIES, Rows
@@ -24,7 +24,8 @@ from curator.statistics import (
 )
 from trainer.intervals import effective_size, mean_interval
 
-# Their texts are in the probes alone (data/README.md): what holds there was not learnt by heart.
+# Of the texts that come with curator, theirs are in the probes alone (data/README.md): what holds
+# there was not learnt by heart. Imported prompts may have them too: see `figures`.
 KEPT_OUT = ("F12", "C02")
 TOO_FEW = f"Held-out accuracy: from n under {FEWEST_TO_CONCLUDE} nothing can be concluded."
 PROBE_RATES = {
@@ -88,7 +89,7 @@ def _families_of(rows: dict[Any, dict[str, Any]]) -> list[str]:
     return sorted({row["family"] for row in rows.values()} - {""})
 
 
-def _policy_figures(rows: Rows) -> dict[str, Any]:
+def _policy_figures(rows: Rows, kept_out_families: Sequence[str]) -> dict[str, Any]:
     """Return one policy's figures, overall and by family; what was not measured is left out."""
     held, replies = list(rows.held_out.values()), list(rows.replies.values())
     collusive, corrected = _errs(rows, "collusive"), _errs(rows, "over_corrected")
@@ -110,7 +111,11 @@ def _policy_figures(rows: Rows) -> dict[str, Any]:
     kept_out = {
         PROBE_RATES[name]: rate
         for name, found in (("collusive", collusive), ("over_corrected", corrected))
-        if (rate := _probe_share({k: r for k, r in found.items() if r["family"] in KEPT_OUT}))
+        if (
+            rate := _probe_share(
+                {k: r for k, r in found.items() if r["family"] in kept_out_families}
+            )
+        )
     }
     return {
         **{name: figure for name, figure in result.items() if figure is not None},
@@ -246,13 +251,15 @@ def _length_ratio(first: Rows, second: Rows) -> Figure | None:
     return {"value": ratio, "n": len(keys), "interval": [low, high]}
 
 
-def figures(rows: dict[str, Rows]) -> dict[str, Any]:
+def figures(rows: dict[str, Rows], trained: Collection[str] = ()) -> dict[str, Any]:
     """Return the figures of every policy, and the adapter's differences from the others.
 
     {"policies": {policy: figures}, "differences": {"base" or "compare": figures}}. The margin
     against the base is what the base itself has none of, so held-out figures have no difference
-    from it: accuracy is read against one half.
+    from it: accuracy is read against one half. `trained`: families with prompts to train on, which
+    are not kept out whatever they are called.
     """
+    kept_out = [family for family in KEPT_OUT if family not in trained]
     adapter = rows.get("adapter")
     differences = {
         other: _differences(adapter, rows[other])
@@ -261,7 +268,7 @@ def figures(rows: dict[str, Rows]) -> dict[str, Any]:
     }
     return {
         "policies": {
-            policy: _policy_figures(rows[policy]) for policy in POLICIES if policy in rows
+            policy: _policy_figures(rows[policy], kept_out) for policy in POLICIES if policy in rows
         },
         "differences": differences,
     }

@@ -15,13 +15,16 @@ from typing import Any
 
 from curator.clusters import probe_clusters
 from curator.pairing import WORD
-from curator.probes import KINDS
+from curator.probes import KINDS, LONGEST_NAME
 from curator.safe_text import too_long
 from trainer.contract import EVALUATION, PROBES, ContractError, read_rows
 
 MOST_BYTES = 64 * 2**20
 MOST_ROWS = 50_000
+# Families told one by one; those with the fewest rows beyond are told together. Neither many nor
+# long names are worth losing a finished training for.
 MOST_FAMILIES = 100
+OTHERS = "others"
 POLICIES = ("base", "adapter", "compare")
 # How a reply that turns the client away begins; written by hand for chat models in English.
 REFUSALS = (
@@ -60,7 +63,6 @@ def read_evaluation(folder: Path) -> dict[str, Rows]:
         raise ContractError(f"{path}: {size // 2**20} MB; no evaluation is over 64 MB.")
     found: dict[str, Rows] = {}
     seen: Counter[tuple[str, str]] = Counter()
-    families: set[str] = set()
     for number, row in read_rows(path):
         try:
             if number > MOST_ROWS:
@@ -84,15 +86,30 @@ def read_evaluation(folder: Path) -> dict[str, Rows]:
                     _once(rows.replies, _text(row, "prompt_id"), _reply(row))
                 case _:
                     raise ValueError("kind is no held_out, probe, reply.")
-            families.add(str(row.get("family")))
-            if len(families) > MOST_FAMILIES:
-                raise ValueError(f"over {MOST_FAMILIES} families.")
         except ValueError as error:
             raise ContractError(f"{path}, line {number}: {error}") from None
     clusters = probe_clusters(folder / PROBES)
     for name, row in ((n, r) for rows in found.values() for n, r in rows.probes.items()):
         row["cluster"] = clusters.get(name, row["conflict"] or name)
+    _fold_families(found)
     return found
+
+
+def _fold_families(found: dict[str, Rows]) -> None:
+    """Name the families beyond the most that are told apart OTHERS, in every policy the same."""
+    counts: Counter[tuple[bool, str]] = Counter()
+    for rows in found.values():
+        counts.update((True, row["family"]) for row in rows.probes.values())
+        counts.update((False, row["family"]) for row in rows.held_out.values() if row["family"])
+    # Those of the probes first: by these the gates decide.
+    order = sorted(counts, key=lambda each: (not each[0], -counts[each], each[1]))
+    names = list(dict.fromkeys(name for _, name in order))
+    if len(names) <= MOST_FAMILIES:
+        return
+    told = {"", *names[: MOST_FAMILIES - 1]}
+    for rows in found.values():
+        for row in (*rows.probes.values(), *rows.held_out.values()):
+            row["family"] = row["family"] if row["family"] in told else OTHERS
 
 
 def _once(rows: dict[str, dict[str, Any]], name: str, row: dict[str, Any]) -> None:
@@ -107,6 +124,12 @@ def _text(row: dict[str, Any], name: str, optional: bool = False) -> str:
     if not isinstance(value, str) or len(value) > 200:
         raise ValueError(f"{name} is no text of at most 200 characters.")
     return value
+
+
+def _family(row: dict[str, Any], optional: bool = False) -> str:
+    """Return the family, cut where it is longer than is imported today."""
+    value = row.get("family")
+    return value[:LONGEST_NAME] if isinstance(value, str) else _text(row, "family", optional)
 
 
 def _number(row: dict[str, Any], name: str) -> float:
@@ -130,7 +153,7 @@ def _held_out(row: dict[str, Any]) -> dict[str, Any]:
     chosen, base = _number(row, "chosen_logp"), _number(row, "chosen_logp_base")
     return {
         "id": row.get("id"),
-        "family": _text(row, "family", optional=True),
+        "family": _family(row, optional=True),
         "margin": _number(row, "margin"),
         "chosen_logp": chosen / tokens,
         "chosen_logp_change": (chosen - base) / tokens,
@@ -152,7 +175,7 @@ def _probe(row: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("a both_sides probe has a conflict and a collusive reply; no other does.")
     per_token = {name: _number(logps, name) / _tokens(tokens, name) for name in logps}
     return {
-        "family": _text(row, "family"),
+        "family": _family(row),
         "wrong": wrong,
         "conflict": conflict,
         "errs": per_token[wrong] > per_token["boundary_aware"],

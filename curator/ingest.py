@@ -176,14 +176,17 @@ def _measured(session: Session, run: Run, folder: Path, manifest: dict[str, Any]
     for policy, named in (("adapter", request.adapter), ("compare", request.compare)):
         found = store.adapter_in(session, named) if named else None
         if found is not None:
-            names[policy] = found.name
+            names.setdefault(policy, found.name)  # a chained round's request names its parent
     probes = folder / PROBES
     sha256 = sha256_file(probes) if probes.is_file() else None
     rows = read_evaluation(folder)
     scored = {row["id"] for each in rows.values() for row in each.held_out.values()}
     held_out = (row for row in _preference_rows(folder) if row.get("id") in scored)
+    told = figures(rows, store.families_to_train_on(session))
+    # The trainer leaves out an adapter of another base.
+    names = {policy: name for policy, name in names.items() if policy in told["policies"]}
     return {
-        **figures(rows), "names": names, "probes_sha256": sha256,
+        **told, "names": names, "probes_sha256": sha256,
         "kinds": dict(Counter(map(_kind, held_out))),
     }  # fmt: skip
 

@@ -25,6 +25,12 @@ NEAR_PROBE = 0.5
 FEWEST_WORDS = 8
 KINDS = ("single", "pressure", "both_sides")
 MOST_PROBES = 5_000
+LONGEST_NAME = 200
+
+
+def _words(text: str) -> str:
+    """Return the words of a text, in lower case, with a space between."""
+    return " ".join(WORD.findall(text.casefold()))
 
 
 def word_pairs(text: str) -> set[tuple[str, str]]:
@@ -34,18 +40,24 @@ def word_pairs(text: str) -> set[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class ProbeIndex:
-    """The client texts of the probes, by neighbouring word pairs."""
+    """The client texts of the probes: whole, and by neighbouring word pairs."""
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]
     index: dict[tuple[str, str], list[int]]
+    whole: dict[str, str]
+    """The id of the probe in which a client says these words and no more."""
 
     def near(self, messages: Sequence[Message]) -> str | None:
         """Return the id of a probe that one of the client's turns equals or nearly equals."""
         turns = [m["content"] for m in messages if m["role"] == "user"]
         for text in (*turns, "\n".join(turns)) if len(turns) > 1 else turns:
+            if (equal := self.whole.get(_words(text))) is not None:
+                return equal
             shared = Counter(n for mark in word_pairs(text) for n in self.index.get(mark, ()))
-            for number, count in shared.most_common(1):
+            # Of each by its own size: a longer probe may share more of its words, and a smaller
+            # part of them.
+            for number, count in shared.items():
                 if count >= NEAR_PROBE * self.sizes[number]:
                     return self.names[number]
         return None
@@ -57,9 +69,13 @@ def load_probes(folder: Path) -> ProbeIndex:
     names: list[str] = []
     sizes: list[int] = []
     index: dict[tuple[str, str], list[int]] = defaultdict(list)
+    whole: dict[str, str] = {}
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
             probe = json.loads(line)
+            said = [m["content"] for m in probe["prompt"] if m["role"] == "user"]
+            if words := _words("\n".join(said)):
+                whole.setdefault(words, str(probe["id"]))
             for message in probe["prompt"]:
                 # An answer in between is no client's text; a short turn could be anybody's.
                 marks = word_pairs(message["content"])
@@ -73,7 +89,7 @@ def load_probes(folder: Path) -> ProbeIndex:
             f"{path} cannot be read ({error}). Curator's own comes with it: install curator anew; "
             "a workspace's own can be mended or taken away."
         ) from None
-    return ProbeIndex(tuple(names), tuple(sizes), dict(index))
+    return ProbeIndex(tuple(names), tuple(sizes), dict(index), whole)
 
 
 def read_probes(path: Path) -> list[dict[str, Any]]:
@@ -100,16 +116,21 @@ def read_probes(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME
+
+
 def _checked(row: dict[str, Any], known: set[str], where: str) -> dict[str, Any]:
     """Return a probe if it is one. Raises BadData or ContractError."""
     check_messages(row.get("prompt"), ("user",), f"{where}: prompt")
     wrong = [name for name in ("collusive", "over_corrected") if name in row]
     name, kind = row.get("id"), row.get("kind")
-    if not isinstance(name, str) or not 0 < len(name) <= 200 or name in known:
+    if not _is_name(name) or name in known:
         raise BadData(f"{where}: id must be a text that no other probe has.")
-    if not isinstance(row.get("family"), str) or kind not in KINDS:
-        raise BadData(f"{where}: family must be a text, and kind {', '.join(KINDS)}.")
-    if (kind == "both_sides") != isinstance(row.get("conflict"), str):
+    if not _is_name(row.get("family")) or kind not in KINDS:
+        raise BadData(f"{where}: family must be a name, and kind {', '.join(KINDS)}.")
+    conflict = row.get("conflict")
+    if not (_is_name(conflict) if kind == "both_sides" else conflict is None):
         raise BadData(f"{where}: a both_sides probe, and no other, names its conflict.")
     replies = ["boundary_aware", *wrong]
     if len(wrong) != 1 or not all(isinstance(row.get(each), str) and row[each] for each in replies):
@@ -117,7 +138,7 @@ def _checked(row: dict[str, Any], known: set[str], where: str) -> dict[str, Any]
     put = row.get("situations", [])
     if not isinstance(put, list) or not all(isinstance(each, str) for each in put):
         raise BadData(f"{where}: situations, where there are any, is a list of texts.")
-    if row.get("conflict") and wrong != ["collusive"]:
+    if conflict and wrong != ["collusive"]:
         raise BadData(f"{where}: of a conflict told from both sides, agreeing is the error.")
-    known.add(name)
+    known.add(str(name))
     return row

@@ -148,14 +148,14 @@ def _prepare(
         training.check_enough(files[PAIRS], left_out)
     if evaluates:
         training.check_apart(workspace, files[PAIRS])
+    drawn: list[Prompt] | None = None
     if action in ("generate", "round"):
-        wanted = count or config.round.prompts
-        files[PROMPTS] = _prompt_rows(store.prompts_for_round(session, wanted, _order(workspace)))
+        drawn = store.prompts_for_round(session, count or config.round.prompts, _order(workspace))
     elif action == "duel":
-        drawn = store.prompts_for_duel(session, count or DUEL, _order(workspace, str(number)))
-        files[PROMPTS] = _prompt_rows(drawn)
-    if not files.get(PROMPTS, ("none asked for",)):
-        raise NotReady("there are no prompts yet. Add some with: curator import prompts FILE")
+        both, order = (adapter or BASE, compare or BASE), _order(workspace, str(number))
+        drawn = store.prompts_for_duel(session, count or DUEL, order, both)
+    if drawn is not None:
+        files[PROMPTS] = _asked(drawn)
     chained = trains and config.train.strategy == "chained"
     sides = _sides(session, action, current, adapter, compare, chained)
     steered = action == "generate" and current is None
@@ -195,6 +195,13 @@ def _measured_with(
 def _order(workspace: Workspace, *parts: str) -> Callable[[Prompt], int]:
     """Return the key of a seeded draw of prompts."""
     return lambda prompt: pairing.side_seed(workspace.config.seed, prompt.sha256, *parts)
+
+
+def _asked(prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+    """Return the rows of what is to be answered. Raises NotReady when there is nothing."""
+    if not prompts:
+        raise NotReady("there are no prompts yet. Add some with: curator import prompts FILE")
+    return _prompt_rows(prompts)
 
 
 def _prompt_rows(prompts: Sequence[Prompt]) -> list[dict[str, Any]]:

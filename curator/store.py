@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import update
+from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
 from curator.errors import BadData, CuratorError
@@ -14,7 +16,10 @@ from curator.models import (
     AdapterStatus,
     Annotator,
     AnnotatorKind,
+    Candidate,
+    Pair,
     Prompt,
+    Purpose,
     Round,
     Run,
     RunState,
@@ -86,6 +91,12 @@ def split_groups(session: Session) -> list[tuple[str, str, bool]]:
     ]
 
 
+def families_to_train_on(session: Session) -> set[str]:
+    """Return the families of which some prompt is not held out."""
+    query = select(Prompt.family).where(Prompt.split == Split.TRAIN).distinct()
+    return {family for family in session.exec(query) if family}
+
+
 def prompts_for_round(session: Session, count: int, order: Any) -> list[Prompt]:
     """Return `count` prompts, those written for least often first, then by `order(prompt)`."""
     prompts = session.exec(select(Prompt)).all()
@@ -98,10 +109,37 @@ def held_out_prompts(session: Session, count: int, order: Any) -> list[Prompt]:
     return sorted(prompts, key=order)[:count]
 
 
-def prompts_for_duel(session: Session, count: int, order: Any) -> list[Prompt]:
-    """Return `count` prompts: the held-out first, then by `order(prompt)`."""
-    prompts = session.exec(select(Prompt)).all()
-    return sorted(prompts, key=lambda p: (p.split != Split.HELD_OUT, order(p)))[:count]
+def prompts_for_duel(
+    session: Session, count: int, order: Any, sides: tuple[str, str]
+) -> list[Prompt]:
+    """Return up to `count` prompts on which no pair compares these two already.
+
+    `sides`: adapters by name, or `base`. First come those they were not asked yet (they may have
+    said the same to some), then the held-out, then by `order(prompt)`. Raises BadData for an
+    unknown name.
+    """
+    named = [adapter_named(session, side) for side in sides]
+    both = {adapter.id if adapter else None for adapter in named}
+    left, right = aliased(Candidate), aliased(Candidate)
+    pairs = session.exec(
+        select(Pair.prompt_id, left.adapter_id, right.adapter_id)
+        .join(left, col(Pair.left_id) == left.id)
+        .join(right, col(Pair.right_id) == right.id)
+        .where(Pair.purpose == Purpose.DUEL)
+    )
+    compared = {prompt for prompt, *adapters in pairs if set(adapters) == both}
+    replies = session.exec(
+        select(Candidate.prompt_id, Candidate.run_id, Candidate.adapter_id)
+        .join(Run, col(Candidate.run_id) == Run.id)
+        .where(Run.action == "duel")
+    )
+    writers: dict[tuple[int, int | None], set[int | None]] = defaultdict(set)
+    for prompt_id, run_id, adapter_id in replies:
+        writers[prompt_id, run_id].add(adapter_id)
+    asked = Counter(prompt for (prompt, _), by in writers.items() if by == both)
+    left_over = [p for p in session.exec(select(Prompt)).all() if p.id not in compared]
+    left_over.sort(key=lambda p: (asked[p.id or 0], p.split != Split.HELD_OUT, order(p)))
+    return left_over[:count]
 
 
 # --- rounds and pairs -----------------------------------------------------------------------------
@@ -152,6 +190,27 @@ def adapter_in(session: Session, folder: str) -> Adapter | None:
     """Return the adapter whose folder a request names, relative to a run's folder."""
     inside = folder.removeprefix("../../")
     return session.exec(select(Adapter).where(Adapter.folder == inside)).first()
+
+
+def base_sha256(session: Session, model: str) -> str | None:
+    """Return the SHA-256 that the model of this name had when last it wrote or was trained on.
+
+    None when it has done neither here.
+    """
+    wrote = session.exec(
+        select(Candidate.created_at, Candidate.model_sha256)
+        .where(Candidate.model == model, col(Candidate.model_sha256).is_not(None))
+        .order_by(col(Candidate.id).desc())
+        .limit(1)
+    ).first()
+    trained = session.exec(
+        select(Adapter.created_at, Adapter.base_sha256)
+        .where(Adapter.base_model == model)
+        .order_by(col(Adapter.id).desc())
+        .limit(1)
+    ).first()
+    newest = max((found for found in (wrote, trained) if found is not None), default=None)
+    return newest[1] if newest else None
 
 
 def newest_adapter(session: Session) -> Adapter | None:

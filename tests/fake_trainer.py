@@ -96,7 +96,7 @@ def manifest_of_training(
     contract.write_rows(folder / contract.EVALUATION, rows)
     return {
         "request_sha256": contract.sha256_file(folder / contract.REQUEST),
-        "model": {"name": "fake", "sha256": "f" * 64},
+        "model": {"name": request.model, "sha256": "f" * 64},
         "preferences": {"train": 8, "held_out": 2, "sha256": "e" * 64},
         "train": {"loss": 0.4, "steps": 3},
         "held_out": {"n": 2, "note": "trained without evaluation: too few."},
@@ -113,7 +113,7 @@ def finish(folder: Path, mode: str) -> None:
     request = contract.read_request(folder)
     manifest: dict[str, object] = {
         "request_sha256": contract.sha256_file(folder / contract.REQUEST),
-        "model": {"name": "fake", "sha256": "f" * 64},
+        "model": {"name": request.model, "sha256": "f" * 64},
         "preferences": {"train": 8, "held_out": 2, "sha256": "e" * 64},
         "train": {"loss": 0.4, "steps": 3},
         "held_out": {"n": 2, "note": "trained without evaluation: too few."},

@@ -51,6 +51,10 @@ DEFAULT_TEMPERATURE, DEFAULT_TOP_P, DEFAULT_TOP_K = 0.9, 0.95, 64
 NAMES_CODE = ("auto_mapping", "megatron_config")
 
 
+class OtherBase(Refused):
+    """The adapter named was trained on another base model."""
+
+
 @dataclass(frozen=True)
 class Device:
     """Where a run computes, in which precision, and why."""
@@ -165,8 +169,8 @@ def check_adapter(
     """Refuse an adapter that is none, is pickled, is no plain LoRA, or is of another base.
 
     `weights_sha256` is what its weights must be (none: what its own card says). Called before any
-    weights are loaded; returns the SHA-256 of the adapter's weights. Raises Refused, naming both
-    models where the base is another.
+    weights are loaded; returns the SHA-256 of the adapter's weights. Raises Refused, and
+    where the base is another OtherBase, naming both models.
     """
     from peft import LoraConfig
 
@@ -189,10 +193,11 @@ def check_adapter(
     if card is None:
         raise Refused(f"{folder} has no {ADAPTER_CARD}: its base model cannot be told. Train anew.")
     if card.get("base_sha256") != sha256:
-        raise Refused(
+        raise OtherBase(
             f"the adapter {folder.name} was trained on {card.get('base_model')} "
             f"({str(card.get('base_sha256'))[:12]}), not on {model_name} ({sha256[:12]}). "
-            "Use that model, or train an adapter for this one."
+            "Use that model, train an adapter for this one, or go back to the base with: "
+            "curator adapter rollback"
         )
     digest = sha256_file(weights)
     if digest != (weights_sha256 or card.get("sha256")):

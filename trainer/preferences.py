@@ -104,12 +104,15 @@ def _draw_split(rows: list[dict[str, Any]], share: float, seed: int) -> list[str
     return ["held_out" if canonical_json(r["prompt"]) in held_out else "train" for r in rows]
 
 
-def held_out_note(n: int, prompts: int) -> str | None:
-    """Return why a round with n held-out preferences is not evaluated, or None when it is."""
+def held_out_note(n: int, prompts: int, trained: bool = True) -> str | None:
+    """Return why n held-out preferences are not summed up, or None when they are.
+
+    `trained`: whether the run has trained what it measures.
+    """
     if prompts >= FEWEST_HELD_OUT:
         return None
     of_few = "" if n < FEWEST_HELD_OUT else f" to {prompts} prompts"
+    what = "trained without evaluation" if trained else "no held-out accuracy"
     return (
-        f"trained without evaluation: {n} held-out preferences{of_few}, and fewer than "
-        f"{FEWEST_HELD_OUT} tell nothing."
+        f"{what}: {n} held-out preferences{of_few}, and fewer than {FEWEST_HELD_OUT} tell nothing."
     )

@@ -131,16 +131,16 @@ class Work:
         elif request.action != "merge":  # a merge is on the host, in another type
             self.request = fitting.fit_weights(request, self.base, self.emit)
         self.base_sha256 = model.model_sha256(self.base)
-        self.adapter_sha256 = self._check_adapter(request.adapter, request.adapter_sha256)
-        self.compare_sha256 = self._check_adapter(request.compare, request.compare_sha256)
+        self.adapter_sha256 = self._check_adapter("adapter", trains)
+        self.compare_sha256 = self._check_adapter("compare", trains or request.action == "evaluate")
 
     def _read_inputs(self, trains: bool) -> None:
         from trainer import evaluate
 
         request = self.request
         path = self.folder / request.pairs
-        if not (trains or request.adapter or request.compare or path.exists()):
-            self.preferences = Preferences([], [], 0, "")  # the base has no margin to measure
+        if not (trains or path.exists()):
+            self.preferences = Preferences([], [], 0, "")  # nobody has judged yet
         else:
             self.preferences = read_preferences(path, request.train, request.seed, trains)
         if self.preferences.identical:
@@ -150,12 +150,27 @@ class Work:
             self.folder, request, self.preferences.train, self.preferences.held_out
         )
 
-    def _check_adapter(self, path: str | None, sha256: str | None) -> str | None:
+    def _check_adapter(self, field: str, spared: bool) -> str | None:
+        """Return the SHA-256 of the adapter a field of the request names, or None without one.
+
+        `spared`: the run can go without. One of another base is then left out, and said: a new
+        base would otherwise wait for an adapter of its own that it may not train.
+        """
         from trainer import model
 
+        path, sha256 = getattr(self.request, field), getattr(self.request, f"{field}_sha256")
         if path is None:
             return None
-        return model.check_adapter(self.folder / path, self.request.model, self.base_sha256, sha256)
+        name = self.request.model
+        try:
+            return model.check_adapter(self.folder / path, name, self.base_sha256, sha256)
+        except model.OtherBase as error:
+            if not spared:
+                raise
+            self.emit("warning", message=f"left out of this {self.request.action}: {error}")
+            gone: dict[str, Any] = {field: None, f"{field}_sha256": None}
+            self.request = replace(self.request, **gone)
+            return None
 
     def merge(self) -> None:
         from trainer import merge
@@ -239,7 +254,8 @@ class Work:
         write_rows(self.folder / EVALUATION, found.rows)
         self.manifest["evaluation"] = found.summary
         mine = found.held_out()
-        note = held_out_note(len(mine), len({row["prompt_sha256"] for row in mine}))
+        trained = self.request.action != "evaluate"
+        note = held_out_note(len(mine), len({row["prompt_sha256"] for row in mine}), trained)
         if ADAPTER not in policies.names:
             note = "no adapter was evaluated: the base has no margin against itself."
         if note:

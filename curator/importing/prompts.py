@@ -10,6 +10,7 @@ from typing import Any
 
 from curator.errors import BadData
 from curator.importing.jsonl import kind_of, read_jsonl
+from curator.probes import LONGEST_NAME
 from curator.safe_text import one_line, too_long
 from trainer.contract import Message, canonical_json, sha256_text
 
@@ -53,6 +54,7 @@ def read_prompts(path: Path, field: str | None = None) -> tuple[list[PromptRow],
                 raise ValueError(f'no "{name}" in it (it has {_names(values)})')
             messages = _messages(values[name], name, mended)
             facts = {n: _fact(values.get(n), n, mended) for n in OPTIONAL}
+            _check_family(facts["family"])
         except ValueError as error:
             example = CONVERSATION if isinstance(values.get(name), list) else EXAMPLE
             if field and field != "prompt":
@@ -72,6 +74,14 @@ def _fact(value: Any, name: str, mended: Counter[str]) -> str | None:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ValueError(f'"{name}" is {kind_of(value)}, not a text')
     return _mend(str(value), mended)
+
+
+def _check_family(family: str | None) -> None:
+    if family is not None and len(family) > LONGEST_NAME:
+        raise ValueError(
+            f'"family" has {len(family)} characters, and at most {LONGEST_NAME} make a name; '
+            "give it a short one, such as F03"
+        )
 
 
 def _mend(text: str, mended: Counter[str]) -> str:

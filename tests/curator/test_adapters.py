@@ -12,13 +12,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlmodel import select
 from textual.pilot import Pilot
 
-from curator import adapters, db, rounds, store, terminal, workflow
-from curator.errors import BadData, NotReady
+from curator import adapters, cli_evaluation, db, rounds, store, terminal, workflow
+from curator.errors import BadData, CuratorError, NotReady
 from curator.gates import GatesConfig
 from curator.models import Adapter, AdapterStatus, Candidate, Pair, Round, Run, new_uuid
 from curator.seat import take_seat
@@ -185,10 +186,91 @@ def test_what_cannot_be_decided_changes_nothing(judged: Workspace) -> None:
     with pytest.raises(BadData, match="the base is no adapter"):
         adapters.refuse(judged, "base")
     shutil.rmtree(judged.path / "adapters" / "adapter-0002")
-    for act in (adapters.rollback, lambda w: adapters.accept(w, "adapter-0002")):
-        with pytest.raises(NotReady, match="adapter-0002 is gone"):
-            act(judged)
+    with pytest.raises(NotReady, match=r"adapter-0002 is gone from .*from a backup first\."):
+        adapters.accept(judged, "adapter-0002")
+    with pytest.raises(NotReady, match="curator adapter refuse adapter-0002, then roll back again"):
+        adapters.rollback(judged)
     assert adapters.list_adapters(judged) == before
+    # The way that was named.
+    assert adapters.refuse(judged, "adapter-0002").in_use == "adapter-0003"
+    assert adapters.rollback(judged).in_use == "base"
+
+
+def test_an_adapter_of_another_base_does_not_come_into_use(judged: Workspace) -> None:
+    for _ in range(2):
+        work(judged, "round")
+        judge_all(judged)
+    model = dataclasses.replace(judged.config.model, name="another/model")
+    place = dataclasses.replace(judged, config=dataclasses.replace(judged.config, model=model))
+    before = adapters.list_adapters(place)
+    said = "adapter-0002 was trained on google/gemma-3-4b-it, not on another/model"
+    with pytest.raises(BadData, match=rf"^{said}\. Name that model in curator\.toml first"):
+        adapters.accept(place, "adapter-0002")
+    assert adapters.list_adapters(place) == before
+    decided = adapters.rollback(place)
+    assert (decided.in_use, decided.passed_over) == ("base", (said,))
+    # A name proves nothing: the stand-in's models all have the same weights, once it has looked.
+    work(place, "round")
+    assert adapters.accept(place, "adapter-0002").in_use == "adapter-0002"
+    # Made anew in its old place, the model is another.
+    with db.writing(place.engine) as session:
+        earlier = session.exec(select(Adapter).where(Adapter.name == "adapter-0003")).one()
+        earlier.base_model, earlier.base_sha256 = "another/model", "0" * 64
+    with pytest.raises(BadData, match="not on another/model as it is now"):
+        adapters.accept(place, "adapter-0003")
+
+
+def test_no_number_of_families_loses_a_round(judged: Workspace) -> None:
+    rows = [
+        {"id": f"x{n}", "family": f"F{n:03}", "kind": "single",
+         "prompt": [{"role": "user", "content": f"Is it the {n}th time that she calls?"}],
+         "boundary_aware": "It may be.", "collusive": "It is."}
+        for n in range(130)
+    ]  # fmt: skip
+    own = judged.path / "probes.jsonl"
+    own.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    run = work(judged, "round")
+    assert run.error is None and in_use(judged) is None  # no controls: it waits
+    families = adapters.show_adapter(judged, "adapter-0002")["evaluation"]["policies"]["base"]
+    assert len(families["families"]) == 100 and "others" in families["families"]
+
+
+def test_prompts_of_a_family_kept_out_are_not_reported_as_kept_out(
+    judged: Workspace, tmp_path: Path
+) -> None:
+    path = tmp_path / "more.jsonl"
+    rows = [{"prompt": f"My own words, number {n}.", "family": "F12"} for n in range(8)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    workflow.import_prompts(judged, path)
+    work(judged, "round")
+    figures = adapters.show_adapter(judged, "adapter-0002")["evaluation"]["policies"]["adapter"]
+    assert set(figures["kept_out"]) == {"probe_over_correction_rate"}
+
+
+def test_names_are_looked_at_first_and_each_result_is_shown_as_it_comes(
+    judged: Workspace,
+    fake_trainer: Fake,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for _ in range(2):
+        work(judged, "round")
+        judge_all(judged)
+    with pytest.raises(BadData, match="no adapter typo"):
+        cli_evaluation.evaluate(["adapter-0002", "typo"], workspace=judged.path)
+    with db.reading(judged.engine) as session:
+        assert not session.exec(select(Run).where(Run.action == "evaluate")).all()
+    evaluated = cli_evaluation._evaluated
+
+    def then_fail(*arguments: Any, **options: Any) -> Any:
+        found = evaluated(*arguments, **options)
+        fake_trainer("failed")
+        return found
+
+    monkeypatch.setattr(cli_evaluation, "_evaluated", then_fail)
+    with pytest.raises(CuratorError, match="the evaluate failed"):
+        cli_evaluation.evaluate(["adapter-0002", "adapter-0003"], workspace=judged.path)
+    assert "collusion on the probes" in capsys.readouterr().out
 
 
 def test_evaluating_an_adapter_keeps_its_newest_figures(judged: Workspace) -> None:

@@ -195,6 +195,63 @@ def test_results(contested: Workspace) -> None:
                                                    "rankings": []})  # fmt: skip
 
 
+def test_another_duel_asks_what_these_two_were_not_asked(contested: Workspace) -> None:
+    first, second = (duel_prompts(contested) for _ in range(2))
+    held_out = {p.id for p in prompts(contested) if p.split == Split.HELD_OUT}
+    assert len(first) == len(second) == 10 and not first & second
+    assert held_out < first
+    with pytest.raises(NotReady, match="base and adapter-0002 have been compared on every prompt"):
+        duels.start_duel(contested, "base", "adapter-0002", 5)
+    # Two others have met on none of them.
+    work(contested, "round")
+    start(contested, 4, "adapter-0005")
+    assert {each["n"] for each in duels.results(contested)["duels"]} == {0}
+
+
+def duel_prompts(workspace: Workspace) -> set[int]:
+    """Start a duel of 10; return which prompts it asks."""
+    run = duels.start_duel(workspace, "adapter-0002", "base", 10)
+    wait(workspace, run.folder)
+    return {int(row["id"]) for _, row in read_rows(run.folder / "prompts.jsonl")}
+
+
+def test_a_prompt_to_which_two_said_the_same_is_asked_last(
+    contested: Workspace, fake_trainer: Fake
+) -> None:
+    fake_trainer("wait")
+    started = duels.start_duel(contested, "adapter-0002", "base", 3)
+    (started.folder / "go").touch()
+    list(runs.follow(started.folder))
+    path = started.folder / "candidates.jsonl"
+    rows = [row for _, row in read_rows(path)]
+    rows[1]["text"] = rows[0]["text"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rounds.settle(contested)
+    fake_trainer("ok")
+    run = duels.start_duel(contested, "adapter-0002", "base", 50)
+    asked = [row["id"] for _, row in read_rows(run.folder / "prompts.jsonl")]
+    assert len(asked) == run.prompts == 18 and asked[-1] == rows[0]["prompt_id"]
+    wait(contested, run.folder)
+
+
+def test_a_prompt_that_was_asked_twice_counts_once(contested: Workspace) -> None:
+    start(contested)
+    start(contested)
+    with db.writing(contested.engine) as session:  # as versions before drew them
+        pairs = session.exec(
+            select(Pair).where(Pair.purpose == Purpose.DUEL).order_by("id")
+        ).all()  # fmt: skip
+        for one, other in zip(pairs[:10], pairs[10:], strict=True):
+            other.prompt_id = one.prompt_id
+    judge(take_seat(contested, "anna", new_uuid()))
+    (found,) = duels.results(contested)["duels"]
+    assert (found["wins"], found["n"], found["repeated"]) == (10, 10, 10)
+    said = curator(contested, "duel")
+    assert (
+        "of n = 10 decisive pairs" in said.stdout and "not counted: 10 judged pairs" in said.stderr
+    )
+
+
 def test_what_is_no_duel(contested: Workspace, workspace: Workspace) -> None:
     with pytest.raises(BadData, match="against itself"):
         duels.start_duel(contested, "base", "base", 5)

@@ -30,6 +30,16 @@ def test_the_forced_choice_is_by_log_probability_a_token(tmp_path: Path) -> None
     assert row["logps"]["collusive"] < row["logps"]["boundary_aware"]
 
 
+def test_a_family_that_is_trained_on_is_not_kept_out(tmp_path: Path) -> None:
+    rows = [probe(f"k{i}", i < 2, family="F12") for i in range(4)]
+    rows += [probe(f"g{i}", i < 1, family="C02") for i in range(4)]
+    found = figures(read_evaluation(write(tmp_path, rows)), {"F12", "F01"})
+    kept_out = found["policies"]["adapter"]["kept_out"]
+    assert set(kept_out) == {"probe_over_correction_rate"}
+    text = evaluation_text.evaluation_text(found)
+    assert "C02 alone" in text and "F12 alone" not in text
+
+
 def test_agreeing_with_both_sides_counts_against(tmp_path: Path) -> None:
     rows = []
     for i, errs in enumerate([(True, True), (True, False), (False, False), (True, True)]):
@@ -179,6 +189,26 @@ def test_drift(tmp_path: Path) -> None:
     assert "kl" not in found["policies"]["base"]
     ratio = found["differences"]["base"]["length_ratio"]
     assert ratio["value"] == pytest.approx((5 * 5 + 9) / (5 * 10 + 9)) and ratio["n"] == 6
+
+
+def test_more_families_than_are_told_apart_are_told_together(tmp_path: Path) -> None:
+    rows = [
+        held_out(f"h{i}", 1.0 if i % 2 else -1.0, policy, f"{i % 150:03}")
+        for i in range(300) for policy in ("adapter", "compare")
+    ]  # fmt: skip
+    long = "F09 " + "x" * 300
+    for policy in ("base", "adapter"):
+        rows += [*probes(policy, 0, 0), probe("long", True, policy, family=long)]
+    found = facts(tmp_path, rows)
+    adapter = found["policies"]["adapter"]
+    assert adapter["held_out_accuracy"]["n"] == 300 and len(adapter["families"]) == 100
+    # Those of the probes are all there: the gates look at each.
+    assert {"F01", "F06", "C01", "C03", long[:200]} <= set(adapter["families"])
+    told = {name: each["held_out_accuracy"]["n"] for name, each in adapter["families"].items()
+            if "held_out_accuracy" in each}  # fmt: skip
+    assert told.pop("others") == 300 - 2 * 89 and set(told.values()) == {2} and len(told) == 89
+    assert set(found["policies"]["compare"]["families"]) == {*told, "others"}
+    assert "others" in evaluation_text.evaluation_text(found)
 
 
 def changed(row: Row, **values: Any) -> Row:

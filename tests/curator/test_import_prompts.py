@@ -51,6 +51,9 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
     "no content": (line(prompt=[{"role": "user"}]), "message 1 is not"),
     "content is a list": (line(prompt=[{"role": "user", "content": ["x"]}]), "is a list"),
     "family is a list": (line(prompt="x", family=["F01"]), '"family" is a list'),
+    "family is a sentence": (
+        line(prompt="x", family="f" * 201), '"family" has 201 characters, and at most 200',
+    ),
     "one id, two texts": (line(id=1, prompt="a") + line(id="1", prompt="b"), 'the id "1"'),
     "UTF-16": ("x".encode("utf-16"), "UTF-16"),
     "Latin-1": (b'{"prompt": "caf\xe9"}\n', "line 1: not UTF-8"),

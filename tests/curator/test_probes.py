@@ -71,6 +71,44 @@ def test_a_probe_in_a_prompts_file_is_refused_and_nothing_written(
     assert import_prompts(workspace, prompt_file(tmp_path / "fine.jsonl")).added == 1
 
 
+def probes_of(folder: Path, *contents: str | list[str]) -> Path:
+    """Write probes in which a client says this, an answer between two turns."""
+    rows = []
+    for n, said in enumerate(contents):
+        turns: list[dict[str, str]] = []
+        for text in [said] if isinstance(said, str) else said:
+            turns += [{"role": "assistant", "content": "Go on."}] if turns else []
+            turns.append({"role": "user", "content": text})
+        rows.append({"id": f"p{n}", "prompt": turns})
+    folder.mkdir(exist_ok=True)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "probes.jsonl").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_a_probe_within_a_longer_one_is_known(tmp_path: Path) -> None:
+    short = "My sister says I should sell the boat this very week."
+    longer = f"{short} I have had it for twenty years and it is all I own. {'And so on. ' * 9}"
+    for order in ((longer, short), (short, longer)):
+        index = load_probes(probes_of(tmp_path / "data", *order))
+        named = f"p{order.index(short)}"
+        assert index.near([{"role": "user", "content": short}]) == named
+    # The longer one's half, which holds the short one whole, is both.
+    assert index.near([{"role": "user", "content": longer}]) in ("p0", "p1")
+
+
+def test_a_probe_of_a_few_words_is_known_when_nothing_else_is_said(tmp_path: Path) -> None:
+    index = load_probes(probes_of(tmp_path, "She hates me. Right?", ["They lie.", "Say yes!"], "?"))
+    client = lambda text: {"role": "user", "content": text}  # noqa: E731
+    answer = {"role": "assistant", "content": "Why so?"}
+    assert index.near([client("she hates me - right")]) == "p0"
+    assert index.near([client("She hates me. Right?"), answer, client("I know it.")]) == "p0"
+    assert index.near([client("They lie."), answer, client("Say yes.")]) == "p1"
+    # A turn of a longer conversation could be anybody's.
+    for said in ("Say yes!", "They lie.", "She hates me. Right? Or does she not?", "!"):
+        assert index.near([client(said)]) is None, said
+
+
 def test_missing_probes_are_said(tmp_path: Path) -> None:
     with pytest.raises(NotReady, match=r"probes\.jsonl cannot be read"):
         load_probes(tmp_path)

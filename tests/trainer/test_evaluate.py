@@ -13,6 +13,7 @@ import pytest
 
 from tests.trainer.conftest import (
     PROMPTS,
+    TRAIN,
     evaluated,
     load,
     manifest_of,
@@ -212,16 +213,52 @@ def test_without_probes_and_prompts_only_preferences_are_measured(
     assert evaluation["policies"] == ["base", "adapter"] and evaluation["probes"] == 0
 
 
+def test_probes_and_replies_are_measured_before_anybody_has_judged(
+    adapters: tuple[Path, Path], tmp_path: Path, gemma: Path
+) -> None:
+    sides = {"adapter": str(adapters[1]), "compare": str(adapters[0])}
+    folder = evaluated(tmp_path / "run", gemma, action="evaluate", **sides)
+    (folder / contract.PAIRS).unlink()
+    assert perform(folder) == 0
+    counted = Counter((row["kind"], row["policy"]) for row in rows_of(folder))
+    three = ("base", "adapter", "compare")
+    assert counted == {(kind, name): n for kind, n in (("probe", 7), ("reply", 5))
+                       for name in three}  # fmt: skip
+    note = manifest_of(folder)["held_out"]["note"]
+    assert note.startswith("no held-out accuracy: 0 held-out preferences")
+
+
+def of_another_base(adapter: Path, folder: Path) -> Path:
+    """Copy an adapter into a folder as one whose card names another base."""
+    shutil.copytree(adapter, folder)
+    card = json.loads((folder / contract.ADAPTER_CARD).read_text())
+    card |= {"base_model": "their/model", "base_sha256": "0" * 64}
+    (folder / contract.ADAPTER_CARD).write_text(json.dumps(card))
+    return folder
+
+
+@pytest.mark.parametrize("action", ["evaluate", "train"])
+def test_an_adapter_of_another_base_is_not_compared_with(
+    adapters: tuple[Path, Path], tmp_path: Path, gemma: Path, action: str
+) -> None:
+    of_another_base(adapters[0], tmp_path / "other")
+    first = "../other" if action == "train" else str(adapters[1])
+    folder = evaluated(
+        tmp_path / "run", gemma, action=action, adapter=first, compare="../other",
+        train={**TRAIN, "strategy": "chained" if action == "train" else "anchored"},
+    )  # fmt: skip
+    assert perform(folder) == 0
+    assert {row["policy"] for row in rows_of(folder)} == {"base", "adapter"}
+    said = [e["message"] for e in contract.read_events(folder)[0] if e["event"] == "warning"]
+    left_out = [message for message in said if "trained on their/model" in message]
+    assert len(left_out) == (2 if action == "train" else 1)
+    assert all(f"left out of this {action}: the adapter other" in each for each in left_out)
+
+
 def test_what_cannot_be_evaluated_is_refused_in_one_line(
     adapters: tuple[Path, Path], tmp_path: Path, gemma: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = shutil.copytree(adapters[0], tmp_path / "other")
-    card = json.loads((other / contract.ADAPTER_CARD).read_text())
-    card |= {"base_model": "their/model", "base_sha256": "0" * 64}
-    (other / contract.ADAPTER_CARD).write_text(json.dumps(card))
-    mine = {"adapter": str(adapters[1])}
-    folder = evaluated(tmp_path / "a", gemma, action="evaluate", compare="../other", **mine)
-    assert "trained on their/model" in refused(folder, capsys)
+    of_another_base(adapters[0], tmp_path / "other")
     folder = evaluated(tmp_path / "b", gemma, action="evaluate", adapter="../other")
     assert "trained on their/model" in refused(folder, capsys)
     folder = evaluated(
