@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, Text, exists, func, or_, type_coerce
+from sqlalchemy import Boolean, ColumnElement, Text, exists, func, or_, type_coerce
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
@@ -83,8 +83,7 @@ def history(
 def _holds(text: str, left: Any, right: Any) -> ColumnElement[bool]:
     """Whether a turn, a reply or the note holds a text, in any case of letters.
 
-    A text in ASCII is left to SQLite, which knows their case: calling back for every row of many
-    costs several times as much.
+    A text in ASCII is left to SQLite, which knows its case: calling back for each row costs more.
     """
     text = SURROGATE.sub("\ufffd", text)
     turn = func.json_each(type_coerce(col(Prompt.messages), Text)).table_valued("value")
@@ -93,7 +92,7 @@ def _holds(text: str, left: Any, right: Any) -> ColumnElement[bool]:
     def held(column: Any) -> ColumnElement[bool]:
         if text.isascii():
             return cast(ColumnElement[bool], column.icontains(text, autoescape=True))
-        return func.instr(func.casefold(column), db.casefold(text)) > 0
+        return func.holds(column, db.casefold(text), type_=Boolean)
 
     in_turn = exists().select_from(turn).where(held(content))
     return or_(in_turn, *map(held, (left, right, col(Judgment.note))))
