@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import unicodedata
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -56,6 +57,7 @@ def make_engine(path: Path, foreign_keys: bool = True) -> Engine:
             "mmap_size=0",
         ):
             connection.execute(f"PRAGMA {pragma}")
+        connection.create_function("holds", 2, holds, deterministic=True)
 
     @event.listens_for(engine, "begin")
     def begin(connection: Any) -> None:
@@ -65,6 +67,21 @@ def make_engine(path: Path, foreign_keys: bool = True) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def casefold(text: str) -> str:
+    """Return a text as it compares whatever the case of its letters, accents joined to them."""
+    return unicodedata.normalize("NFC", text.casefold())
+
+
+def holds(text: str | None, folded: str) -> bool:
+    """Tell whether a text holds one that `casefold` returned, in any case of letters.
+
+    SQL knows it by this name: SQLite's own lower() knows A to Z alone.
+    """
+    if text is None or (text.isascii() and not folded.isascii()):
+        return False
+    return folded in casefold(text)
 
 
 def create_database(path: Path) -> None:

@@ -5,12 +5,13 @@ Part of the workflow layer.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import ColumnElement, Text, exists, func, or_, type_coerce
+from sqlalchemy import Boolean, ColumnElement, Text, exists, func, or_, type_coerce
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
@@ -24,6 +25,13 @@ MOST_ROWS = 500
 # A pick faster than this could not be read first. Silent reading of English averages 238 words a
 # minute (Brysbaert 2019, doi 10.1016/j.jml.2019.104047); three times that is no reading.
 FASTEST_WORDS_A_MINUTE = 3 * 238
+# Scripts that put no spaces between words, counted in words of English, roughly and on the low
+# side: a pick should rather go unmarked than be marked wrongly. Chinese, kana and their
+# punctuation; Thai, Lao, Burmese and Khmer, whose words are spelt out.
+UNSPACED = (
+    ("[\u3001-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uff01-\uff65\U00020000-\U0003ffff]", 2.5),
+    ("[\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff]", 5.0),
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,8 @@ def history(
 ) -> list[Judged]:
     """Return the annotator's standing judgments, the latest first, at most 500.
 
-    Filtered by verdict, flag, and a text that stands in the conversation, a reply or the note.
+    Filtered by verdict, flag, and a text that stands in the conversation, a reply or the note, in
+    any case of letters.
     """
     left, right = aliased(Candidate), aliased(Candidate)
     query = (
@@ -72,14 +81,21 @@ def history(
 
 
 def _holds(text: str, left: Any, right: Any) -> ColumnElement[bool]:
-    """Whether a turn, a reply or the note holds a text, in any case of letters."""
+    """Whether a turn, a reply or the note holds a text, in any case of letters.
+
+    A text in ASCII is left to SQLite, which knows its case: calling back for each row costs more.
+    """
     text = SURROGATE.sub("\ufffd", text)
-    pattern = "%" + text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
     turn = func.json_each(type_coerce(col(Prompt.messages), Text)).table_valued("value")
     content = func.json_extract(turn.c.value, "$.content")
-    in_turn = exists().select_from(turn).where(content.ilike(pattern, escape="\\"))
-    replies = (column.ilike(pattern, escape="\\") for column in (left, right, col(Judgment.note)))
-    return or_(in_turn, *replies)
+
+    def held(column: Any) -> ColumnElement[bool]:
+        if text.isascii():
+            return cast(ColumnElement[bool], column.icontains(text, autoescape=True))
+        return func.holds(column, db.casefold(text), type_=Boolean)
+
+    in_turn = exists().select_from(turn).where(held(content))
+    return or_(in_turn, *map(held, (left, right, col(Judgment.note))))
 
 
 def _judged(
@@ -103,12 +119,22 @@ def _judged(
 def faster_than_readable(judgment: Judgment, *texts: str) -> bool:
     """Tell whether a pick came sooner than its texts can be read. Marked, never blocked.
 
-    A pair that is judged again has been read before.
+    A pair that is judged again has been read before; a skip says nothing of what it passes by.
     """
-    if judgment.elapsed_ms is None or judgment.revision > 1:
+    if judgment.elapsed_ms is None or judgment.revision > 1 or judgment.verdict is Verdict.SKIP:
         return False
-    words = sum(len(text.split()) for text in texts)
+    words = sum(words_to_read(text) for text in texts)
     return judgment.elapsed_ms < words / FASTEST_WORDS_A_MINUTE * 60_000
+
+
+def words_to_read(text: str) -> float:
+    """Return about how many words there are to read, also where no spaces stand between them."""
+    words = 0.0
+    if not text.isascii():
+        for script, letters_a_word in UNSPACED:
+            text, letters = re.subn(script, " ", text)
+            words += letters / letters_a_word
+    return words + len(text.split())
 
 
 # --- a sitting -----------------------------------------------------------------------------------

@@ -9,31 +9,29 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TextIO
+from typing import Any, TextIO
 
 from curator import rounds
 from curator.errors import CuratorError
-from curator.history import history, sitting, sitting_text
+from curator.history import sitting, sitting_text
 from curator.judgments import Said
+from curator.line_texts import (
+    JUDGES,
+    SPEAKERS,
+    beside_lines,
+    help_lines,
+    history_lines,
+    paragraph,
+    verdict_name,
+)
 from curator.models import Verdict, new_uuid, now
 from curator.rubric import MOST_TAGS_A_SIDE
-from curator.safe_text import hidden_count, one_line, visible
+from curator.safe_text import one_line, visible
 from curator.seat import Rewrite, Seat, Shown, take_seat
 from curator.terminal import run_text
 from curator.verbs import with_keys
 from curator.workflow import next_step
 from curator.workspace import Workspace, data_folder
-
-SPEAKERS = {"user": "client", "assistant": "reply", "system": "setting"}
-JUDGES: dict[str, tuple[Verdict, int | None, str]] = {
-    "left_slightly": (Verdict.LEFT, 1, "A better"),
-    "left_clearly": (Verdict.LEFT, 2, "A clearly better"),
-    "right_slightly": (Verdict.RIGHT, 1, "B better"),
-    "right_clearly": (Verdict.RIGHT, 2, "B clearly better"),
-    "tie": (Verdict.TIE, None, "a tie"),
-    "both_bad": (Verdict.BOTH_BAD, None, "both bad"),
-    "skip": (Verdict.SKIP, None, "skipped"),
-}
 
 
 class Left(Exception):
@@ -50,8 +48,11 @@ class LineMode:
         self.pair: Shown | None = None
         self.said = Said(Verdict.SKIP)
         self.rewrite: Rewrite | None = None
+        self.kept: dict[int, tuple[Said, Rewrite | None]] = {}
+        """What was said beside no verdict yet, by pair, for when one comes back to it."""
         self.retry: tuple[Said, str] | None = None
         self.shown_at, self.shown_clock = "", 0.0
+        self.pause_at = time.monotonic() + 60 * workspace.config.judge.break_minutes
 
     def say(self, text: str = "") -> None:
         """Print lines, with everything a terminal could obey made visible."""
@@ -73,6 +74,7 @@ class LineMode:
         self.show(self.seat.next())
         while True:
             self.settle()
+            self.suggest_break()
             prompt = "better? " if self.pair else "nothing to judge: "
             keys = " ".join(verb.key for verb in self.verbs.values())
             self.do(self.ask(f"{prompt}{keys} > "))
@@ -87,11 +89,11 @@ class LineMode:
             help_key = self.verbs["help"].key
             self.say(f"{one_line(word, 40)} is no key here; {help_key} tells them all.")
             return
-        if verb.name in JUDGES:
-            self.judge(*JUDGES[verb.name])
-            return
-        action: Callable[[str], None] = getattr(self, f"do_{verb.name}")
         try:
+            if verb.name in JUDGES:
+                self.judge(*JUDGES[verb.name])
+                return
+            action: Callable[[str], None] = getattr(self, f"do_{verb.name}")
             action(rest.strip())
         except CuratorError as error:
             self.say(str(error))
@@ -100,8 +102,8 @@ class LineMode:
 
     def show(self, pair: Shown | None) -> None:
         """Show a pair, or what can be done when there is none."""
-        self.pair, self.retry, self.rewrite = pair, None, None
-        self.said = Said(Verdict.SKIP)
+        self.pair, self.retry = pair, None
+        self.said, self.rewrite = Said(Verdict.SKIP), None
         if pair is None:
             self.say(next_step(self.workspace, self.seat).text)
             key = self.verbs["rounds"].key
@@ -113,32 +115,38 @@ class LineMode:
         self.say()
         self.say(f"{progress.judged} of {progress.pairs} judged · about: {label} · risk cue: {cue}")
         for message in pair.messages:
-            self.paragraph(SPEAKERS.get(message["role"], message["role"]), message["content"])
-        self.paragraph("A", pair.left)
-        self.paragraph("B", pair.right)
+            speaker = SPEAKERS.get(message["role"], message["role"])
+            self.say(paragraph(speaker, message["content"]))
+        self.say(paragraph("A", pair.left))
+        self.say(paragraph("B", pair.right))
         if pair.earlier is not None:
-            verdict = pair.earlier.verdict
-            name = next(
-                n for v, s, n in JUDGES.values() if (v, s) == (verdict, pair.earlier.strength)
-            )
-            self.say(f"was: {name}")
+            self.say(f"was: {verdict_name(pair.earlier)}")
             self.said, self.rewrite = pair.earlier, pair.rewrite
+        self.said, self.rewrite = self.kept.get(pair.pair_id, (self.said, self.rewrite))
         if pair.before is not None:
             self.say(f"before that: {pair.before.verdict}")
         if pair.by_another:
             self.say("another person has judged it")
-        for name in pair.drafts:
-            self.say(f"begun earlier and kept: {name.replace('_', ' of ')}")
+        self.show_beside(pair)
         self.shown_at, self.shown_clock = now(), time.monotonic()
 
-    def paragraph(self, name: str, text: str) -> None:
-        """Print a text under a name, with its length and hidden characters.
+    def show_beside(self, pair: Shown) -> None:
+        """Print what was said beside a verdict so far, and what was begun and is kept."""
+        for line in beside_lines(self.seat.rubric, self.said, self.rewrite):
+            self.say(line)
+        for name, what, said in (
+            ("note", "note", self.said.note),
+            ("rewrite_left", "rewrite of A", self.rewritten(Verdict.LEFT)),
+            ("rewrite_right", "rewrite of B", self.rewritten(Verdict.RIGHT)),
+        ):
+            text = pair.drafts.get(name)
+            if text and text.strip() != said:
+                key = self.verbs[name].key
+                self.say(paragraph(f"{what} begun earlier, {key} takes it up", text))
 
-        Its further lines stand in from the edge: no text can look like another speaker's.
-        """
-        hidden = hidden_count(text)
-        facts = f"{len(text.split())} words" + (f", {hidden} hidden characters" if hidden else "")
-        self.say(f"{name} ({facts}): {text}".replace("\n", "\n    "))
+    def rewritten(self, side: Verdict) -> str | None:
+        """Return the rewrite of a side that goes with the pick, or None."""
+        return self.rewrite.text if self.rewrite and self.rewrite.side is side else None
 
     def settle(self) -> None:
         """Tell of a run that has ended."""
@@ -152,6 +160,13 @@ class LineMode:
         except CuratorError as error:
             self.say(str(error))
 
+    def suggest_break(self) -> None:
+        """Say that some time has passed."""
+        minutes = self.workspace.config.judge.break_minutes
+        if minutes and time.monotonic() >= self.pause_at:
+            self.pause_at = time.monotonic() + 60 * minutes
+            self.say(f"another {minutes} minutes: a pause does the next pairs good.")
+
     # --- judging -------------------------------------------------------------------------------
 
     def judge(self, verdict: Verdict, strength: int | None, name: str) -> None:
@@ -161,8 +176,9 @@ class LineMode:
             return
         judge = self.workspace.config.judge
         asked = judge.red_flags and self.pair.has_risk and verdict is not Verdict.SKIP
-        if asked and not self.said.red_flags:
-            self.ask_red_flags()
+        if asked and not self.said.red_flags and not self.ask_red_flags():
+            self.say("not judged: the questions are open.")
+            return
         said = replace(self.said, verdict=verdict, strength=strength, rewrite_id=None)
         if self.retry is None or self.retry[0] != said:
             self.retry = (said, new_uuid())
@@ -174,23 +190,52 @@ class LineMode:
         except CuratorError as error:
             self.say(f"not saved, say it again to retry: {error}")
             return
+        self.kept.pop(self.pair.pair_id, None)
         self.say(f"saved: {name}")
         self.show(following)
 
-    def ask_red_flags(self) -> None:
-        """Ask the red flags of both replies, yes or no."""
-        answers = {}
-        for side, letter in (("left", "A"), ("right", "B")):
-            for flag in self.seat.rubric.red_flags:
-                answer = ""
-                while answer not in ("y", "n"):
-                    answer = self.ask(f"{letter}: {flag.question} y n > ").strip().lower()
-                answers[f"{side}.{flag.flag}"] = answer == "y"
-        self.said = replace(self.said, red_flags=answers)
+    def ask_red_flags(self) -> bool:
+        """Ask the red flags of both replies, yes or no; tell whether all were answered."""
+        asked = [
+            (f"{side}.{flag.flag}", f"{letter}: {flag.question} y n > ")
+            for side, letter in (("left", "A"), ("right", "B"))
+            for flag in self.seat.rubric.red_flags
+        ]
+        if asked:
+            self.say("yes or no of each reply; u: the question before, c: not yet")
+        answers: list[bool] = []
+        while len(answers) < len(asked):
+            answer = self.ask(asked[len(answers)][1]).strip().lower()
+            if answer == "c":
+                return False
+            if answer == "u":
+                answers = answers[:-1]
+            elif answer in ("y", "n"):
+                answers.append(answer == "y")
+        names = [name for name, _ in asked]
+        self.say_beside(red_flags=dict(zip(names, answers, strict=True)))
+        return True
+
+    def say_beside(self, **what: Any) -> None:
+        """Keep something said beside the verdict, for as long as the pair is unjudged."""
+        self.said = replace(self.said, **what)
+        if self.pair is not None:
+            self.kept[self.pair.pair_id] = (self.said, self.rewrite)
+
+    def draft(self, name: str, text: str) -> None:
+        """Keep writing of the pair on the screen that is not saved yet; an empty text drops it."""
+        if self.pair is not None and self.pair.drafts.get(name, "") != text:
+            self.seat.save_draft(self.pair.pair_id, name, text)
+            drafts = {**self.pair.drafts, name: text}
+            self.pair = replace(self.pair, drafts={n: t for n, t in drafts.items() if t})
 
     def do_undo(self, _: str) -> None:
         """Take the last judgment back."""
-        pair = self.seat.undo()
+        try:
+            pair = self.seat.undo()
+        except CuratorError as error:
+            self.say(f"not taken back: {error}")
+            return
         if pair is None:
             self.say("nothing to take back.")
         else:
@@ -211,47 +256,55 @@ class LineMode:
         if unknown or len(names) > MOST_TAGS_A_SIDE:
             self.say(f"not taken: {''.join(unknown) or 'too many'}.")
             return
-        if letter.upper() == "A":
-            self.said = replace(self.said, tags_left=names)
-        else:
-            self.said = replace(self.said, tags_right=names)
+        self.say_beside(**{"tags_left" if letter.upper() == "A" else "tags_right": names})
         self.say(f"{letter.upper()} because {self.seat.rubric.labels(names) or 'nothing'}")
 
     def do_note(self, text: str) -> None:
-        """Take a note, to be saved with the verdict."""
-        self.said = replace(self.said, note=text or None)
+        """Take a note, to be saved with the verdict; alone, one begun earlier, or none."""
+        if not text and not self.said.note and self.pair is not None:
+            text = self.pair.drafts.get("note", "").strip()
+        self.say_beside(note=text or None)
         self.say(f"note: {text or 'none'}")
+        self.draft("note", text)
 
     def do_flag(self, _: str) -> None:
         """Flag the pair, or take the flag off."""
-        self.said = replace(self.said, flagged=not self.said.flagged)
+        self.say_beside(flagged=not self.said.flagged)
         self.say("flagged." if self.said.flagged else "not flagged.")
 
-    def do_rewrite_left(self, _: str) -> None:
+    def do_rewrite_left(self, text: str) -> None:
         """Take a rewrite of A."""
-        self.take_rewrite(Verdict.LEFT)
+        self.take_rewrite(Verdict.LEFT, text == "new")
 
-    def do_rewrite_right(self, _: str) -> None:
+    def do_rewrite_right(self, text: str) -> None:
         """Take a rewrite of B."""
-        self.take_rewrite(Verdict.RIGHT)
+        self.take_rewrite(Verdict.RIGHT, text == "new")
 
-    def take_rewrite(self, side: Verdict) -> None:
-        """Read the better reply, up to a line with a full stop alone."""
+    def take_rewrite(self, side: Verdict, anew: bool) -> None:
+        """Read the better reply, up to a line with a full stop alone; each line is kept at once.
+
+        It goes on from what was begun, or begins anew.
+        """
         if self.pair is None:
             return
-        draft = self.pair.drafts.get(f"rewrite_{side.value}")
-        if draft:
-            self.paragraph("begun earlier", draft)
+        name = f"rewrite_{side.value}"
+        begun = "" if anew else self.rewritten(side) or self.pair.drafts.get(name, "")
+        if begun:
+            self.say(paragraph("begun earlier", begun))
+            self.say(f"what you write goes on from there; {self.verbs[name].key} new begins anew.")
         self.say("write the reply; a line with a full stop alone ends it.")
-        lines = []
+        lines = begun.split("\n") if begun else []
         while (line := self.ask("")) != ".":
             lines.append(line)
+            self.draft(name, "\n".join(lines))
         text = "\n".join(lines).strip()
-        if text in ("", self.pair.left.strip(), self.pair.right.strip()):
-            self.rewrite = None
+        new = text not in ("", self.pair.left.strip(), self.pair.right.strip())
+        self.rewrite = Rewrite(side, text) if new else None
+        self.say_beside()
+        if not new:
             self.say("no rewrite goes with your pick: it says what a reply says, or nothing.")
+            self.draft(name, "")
             return
-        self.rewrite = Rewrite(side, text)
         self.say("now judge the two as they are: your rewrite is kept with your pick.")
 
     # --- going about ---------------------------------------------------------------------------
@@ -284,10 +337,9 @@ class LineMode:
         self.show(self.seat.next())
 
     def do_history(self, text: str) -> None:
-        """List the latest judgments, those that hold a text if one is given."""
-        for row in history(self.seat, text=text)[:20]:
-            client = one_line(row.client, 60)
-            self.say(f"{row.round}.{row.number}  {row.said.verdict}  {client}")
+        """List the latest judgments: `h verdict=tie flagged=yes words`, or some of these."""
+        for line in history_lines(self.seat, text):
+            self.say(line)
 
     def do_rounds(self, text: str) -> None:
         """Tell what comes next; with `start`, start it."""
@@ -303,8 +355,8 @@ class LineMode:
 
     def do_help(self, _: str) -> None:
         """Print the verbs with their keys."""
-        for verb in self.verbs.values():
-            self.say(f"  {verb.key}  {verb.says}")
+        for line in help_lines(self.verbs.values()):
+            self.say(line)
 
     def do_leave(self, _: str) -> None:
         """Leave."""

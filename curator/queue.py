@@ -16,7 +16,8 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, delete, select
 
-from curator.judgments import standing
+from curator.errors import Busy
+from curator.judgments import newest_judgment, standing
 from curator.models import (
     Annotator,
     Bookmark,
@@ -206,22 +207,24 @@ def set_bookmark(session: Session, annotator_id: int, round_id: int, position: i
 
 
 def lease(session: Session, pair_id: int, annotator_id: int, sitting: str) -> None:
-    """Hand a pair to a sitting, and no other."""
+    """Hand a pair to a sitting, and no other. Raises Busy while another sitting holds it."""
     release(session, sitting)
+    clock = int(time.time())
     values = {
         "pair_id": pair_id,
         "annotator_id": annotator_id,
         "sitting": sitting,
-        "expires_at": int(time.time()) + LEASE_SECONDS,
+        "expires_at": clock + LEASE_SECONDS,
     }
-    statement = insert(Lease).values(values)
-    session.exec(statement.on_conflict_do_update(index_elements=["pair_id"], set_=values))
-
-
-def on_another_screen(session: Session, pair: Pair, sitting: str) -> bool:
-    """Tell whether another sitting holds a pair."""
-    held = select(Pair.id).where(Pair.id == pair.id, leased(sitting))
-    return session.exec(held).first() is not None
+    run_out = col(Lease.expires_at) <= clock
+    handed = session.exec(
+        insert(Lease)
+        .values(values)
+        .on_conflict_do_update(index_elements=["pair_id"], set_=values, where=run_out)
+        .returning(col(Lease.pair_id))
+    )
+    if handed.first() is None:
+        raise Busy("that pair is on another screen just now; try again later.")
 
 
 def judged_by_another(session: Session, pair: Pair, annotator: Annotator) -> bool:
@@ -262,21 +265,52 @@ def pair_at(session: Session, annotator: Annotator, round_id: int, number: int) 
     ).first()
 
 
-def neighbour(session: Session, annotator: Annotator, pair: Pair, step: int) -> Pair | None:
+def neighbour(
+    session: Session, annotator: Annotator, pair: Pair, step: int, sitting: str
+) -> Pair | None:
     """Return the pair before (`step` -1) or after (+1) another in its round, judged or not.
 
-    A repeat is met once it was judged: just behind its first time it would be known again.
+    One that is on another screen is passed by. A repeat is met once it was judged: just behind
+    its first time it would be known again. From one that was not, steps go as if it stood just
+    behind the annotator's latest pair, where any other pair would; never to its first time.
     """
     judged = exists().where(
         col(Judgment.pair_id) == col(Pair.id), col(Judgment.annotator_id) == annotator.id
     )
-    met = or_(col(Pair.purpose) != Purpose.REPEAT, judged)
-    beside = col(Pair.position) > pair.position if step > 0 else col(Pair.position) < pair.position
-    order = col(Pair.position) if step > 0 else col(Pair.position).desc()
+    round_id, position = pair.round_id, pair.position
+    latest = _latest_before(session, annotator, pair)
+    if latest is not None:
+        round_id, position = latest.round_id, latest.position + (step < 0)
+    beside = col(Pair.position) > position if step > 0 else col(Pair.position) < position
     return session.exec(
         select(Pair)
-        .where(Pair.round_id == pair.round_id, beside, _mine(annotator), met)
-        .order_by(order)
+        .where(
+            Pair.round_id == round_id,
+            beside,
+            _mine(annotator),
+            or_(col(Pair.purpose) != Purpose.REPEAT, judged),
+            ~leased(sitting),
+            *([col(Pair.id) != pair.repeat_of] if latest is not None else []),
+        )
+        .order_by(col(Pair.position) if step > 0 else col(Pair.position).desc())
+        .limit(1)
+    ).first()
+
+
+def _latest_before(session: Session, annotator: Annotator, pair: Pair) -> Pair | None:
+    """Return the pair judged last before a repeat that was not judged yet; None: it is no such."""
+    assert pair.id is not None and annotator.id is not None
+    if pair.purpose is not Purpose.REPEAT or newest_judgment(session, pair.id, annotator.id):
+        return None
+    return session.exec(
+        select(Pair)
+        .join(Judgment, col(Judgment.pair_id) == Pair.id)
+        .where(
+            Judgment.annotator_id == annotator.id,
+            Pair.purpose != Purpose.REPEAT,
+            Pair.id != pair.repeat_of,
+        )
+        .order_by(col(Judgment.sequence).desc())
         .limit(1)
     ).first()
 

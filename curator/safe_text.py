@@ -10,12 +10,36 @@ from __future__ import annotations
 import re
 
 # Escape and the other C0 controls (line feed and tab stay), delete, C1, line and paragraph
-# separators, reading-order controls, zero-width and blank-looking characters that only hide
-# (joiners stay: scripts and emoji need them), tag characters, and lone surrogates.
+# separators, lone surrogates; the fillers and controls of Egyptian and Khitan writing; and all
+# that Unicode calls Default_Ignorable_Code_Point (DerivedCoreProperties.txt, 16.0), which is
+# painted as nothing.
+_HIDES = (
+    "\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f"
+    "\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ud800-\udfff\ufe00-\ufe0f\ufeff\uffa0"
+    "\ufff0-\ufffb\U00013430-\U0001345f\U00016fe4\U0001bca0-\U0001bca3"
+    "\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+# Some of these are part of writing where they stand: one joiner behind a letter of a script that
+# joins its letters (Arabic, Syriac, N'Ko; those of India and South-East Asia; Mongolian), one
+# variation selector behind what has variants, and both within emoji. A row of them hides.
+_JOINING = (
+    "\u0600-\u061b\u061d-\u0dff\u1000-\u109f\u1780-\u17b3\u17b6-\u17ff\u1820-\u18aa\u1900-\u1cff"
+    "\ua800-\uaaff\uabc0-\uabff\ufb50-\ufdff\ufe70-\ufefc\U00010a00-\U00011fff"
+    "\U0001e900-\U0001e95f"
+)
+_EMOJI = "\u00a9\u00ae\u203c\u2049\u2122-\u2bff\u3030\u303d\u3297\u3299\U0001f000-\U0001faff"
+_VARIED = (
+    f"{_EMOJI}\u1000-\u109f\u3001\u3002\u3400-\u4dbf\u4e00-\u9fff\ua840-\ua87f\uaa60-\uaa7f"
+    "\uf900-\ufaff\uff01-\uff1f\U00010ac0-\U00010aff\U00020000-\U0003ffff"
+)
 HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u180e\u200b\u200e\u200f"
-    "\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff"
-    "\U000e0000-\U000e01ef]"
+    f"[{_HIDES}]"
+    f"(?<![{_JOINING}][\u200c\u200d])"
+    "(?<![\u1820-\u18aa][\u180b-\u180d\u180f])"
+    f"(?<![{_VARIED}][\ufe00-\ufe0f])"
+    # At the end too: an emoji that is being typed.
+    f"(?!(?:(?<=[{_EMOJI}]\u200d)|(?<=[{_EMOJI}]\ufe0f\u200d))(?:[{_EMOJI}]|\\Z))"
+    "(?!(?<=[0-9#*]\ufe0f)(?:\u20e3|\\Z))"
 )
 MOST_CHARACTERS = 200_000
 MOST_LINES = 5_000

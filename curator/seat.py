@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from sqlmodel import Session, col, delete, select
 
 from curator import db, judgments, queue, repeats, store
-from curator.errors import BadData, Busy, CannotWrite, CuratorError
+from curator.errors import BadData, CannotWrite, CuratorError
 from curator.importing.prompts import SURROGATE
 from curator.judgments import Said
 from curator.models import (
@@ -75,10 +75,14 @@ class Seat:
             return self._held(session, queue.pair_at(session, self.annotator, turn.id, number))
 
     def beside(self, pair_id: int, step: int) -> Shown | None:
-        """Return the pair before (-1) or after (+1) another in its round; None: there is none."""
+        """Return the pair before (-1) or after (+1) another in its round; None: there is none.
+
+        Pairs on another screen are passed by.
+        """
         with db.writing(self.workspace.engine) as session:
             pair = session.get_one(Pair, pair_id)
-            return self._held(session, queue.neighbour(session, self.annotator, pair, step))
+            found = queue.neighbour(session, self.annotator, pair, step, self.sitting)
+            return self._held(session, found)
 
     def open(self, pair_id: int) -> Shown | None:
         """Return a pair of one's history, to be judged again.
@@ -104,7 +108,9 @@ class Seat:
         """Add the judgment; return the next pair, or without `advance` the same one.
 
         `uuid` makes a retry harmless. Raises BadData for a rewrite that cannot be kept.
-        Writing that did not go into the judgment stays a draft.
+        Writing that did not go into the judgment stays a draft. Where another sitting came to hold
+        the pair meanwhile, the judgment is kept all the same: it was read and meant, and what two
+        say of one pair counts for each.
         """
         if said.note is not None:
             said = replace(said, note=SURROGATE.sub("\ufffd", said.note))
@@ -134,19 +140,22 @@ class Seat:
             return self._next(session) if advance else self._shown(session, pair, said)
 
     def undo(self) -> Shown | None:
-        """Take back the latest standing judgment; return its pair, or None: nothing to undo."""
+        """Take back the latest standing judgment; return its pair, or None: nothing to undo.
+
+        Raises Busy, taking nothing back, while the pair is on another screen.
+        """
         with db.writing(self.workspace.engine) as session:
             assert self.annotator.id is not None
             last = judgments.last_standing(session, self.annotator.id, self.sitting)
             if last is None:
                 return None
+            queue.lease(session, last.pair_id, self.annotator.id, self.sitting)
             pair = session.get_one(Pair, last.pair_id)
             before = judgments.before(session, last)
             judgments.add_judgment(
                 session, pair, self.annotator, Said(Verdict.RETRACTED), sitting=self.sitting
             )
             repeats.drop_repeat(session, pair, self.annotator, self.sitting)
-            queue.lease(session, last.pair_id, self.annotator.id, self.sitting)
             shown = self._shown(session, pair, judgments.said(last))
             return replace(shown, before=judgments.said(before) if before else None)
 
@@ -171,7 +180,10 @@ class Seat:
     # --- the sitting ---------------------------------------------------------------------------
 
     def keep(self, pair_id: int) -> None:
-        """Go on holding a pair, which else would be handed to another sitting after a while."""
+        """Go on holding a pair, which else would be handed to another sitting after a while.
+
+        Raises Busy where that has happened.
+        """
         with db.writing(self.workspace.engine) as session:
             assert self.annotator.id is not None
             queue.lease(session, pair_id, self.annotator.id, self.sitting)
@@ -259,8 +271,6 @@ class Seat:
         if pair is None:
             return None
         assert pair.id is not None and self.annotator.id is not None
-        if queue.on_another_screen(session, pair, self.sitting):
-            raise Busy("that pair is on another screen just now; go to it later.")
         queue.lease(session, pair.id, self.annotator.id, self.sitting)
         newest = judgments.newest_judgment(session, pair.id, self.annotator.id)
         stands = newest is not None and newest.verdict is not Verdict.RETRACTED

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from sqlmodel import select
 
 from curator import db
 from curator.judgments import standing
-from curator.models import Candidate, Judgment, Prompt
+from curator.line_mode import Left, LineMode
+from curator.models import Candidate, Draft, Judgment, Prompt
+from curator.seat import take_seat
 from curator.workspace import Workspace, create_workspace
 from tests.conftest import ONCE, AddPairs
 from tests.curator.test_app import rows
@@ -91,3 +95,101 @@ def test_an_empty_queue_says_what_to_do(workspace: Workspace) -> None:
     assert "there is nothing to judge." in text and "nothing to take back." in text
     with db.reading(workspace.engine) as session:
         assert session.exec(select(Judgment).where(standing())).all() == []
+
+
+def test_writing_is_kept_at_once_and_when_going_to_and_fro(
+    workspace: Workspace, add_pairs: AddPairs
+) -> None:
+    add_pairs(workspace, 3)
+    done = annotate(workspace, "n a long note", "g A n", "f", ": 2", ": 1", "a", "q")
+    assert done.returncode == 0 and done.stdout.decode().count("note: a long note") == 2
+    (row,) = rows(workspace)
+    assert (row.note, row.flagged, row.tags_left) == ("a long note", 1, ["names_feeling"])
+    # The input ends in the middle of a rewrite: every line of it is there, the note as well.
+    annotate(workspace, "n begun", "E", "It sounds hard.", "And \x1b[2J?")
+    with db.reading(workspace.engine) as session:
+        drafts = {draft.field: draft.text for draft in session.exec(select(Draft))}
+    assert drafts == {"note": "begun", "rewrite_right": "It sounds hard.\nAnd \x1b[2J?"}
+    done = annotate(workspace, "n", "E", "Who helps?", ".", "t", "q")
+    assert not re.search(rb"[\x00-\x08\x0b-\x1f\x7f]|\xc2[\x80-\x9f]", done.stdout)
+    text = done.stdout.decode()
+    assert "note begun earlier, n takes it up (1 words): begun" in text
+    assert "rewrite of B begun earlier, E takes it up (5 words" in text
+    assert "\n    And " in text and "E new begins anew" in text
+    last = rows(workspace)[-1]
+    with db.reading(workspace.engine) as session:
+        written = session.get_one(Candidate, last.rewrite_id).text
+        assert session.exec(select(Draft)).all() == []
+    assert last.note == "begun" and written == "It sounds hard.\nAnd \x1b[2J?\nWho helps?"
+
+
+def test_a_rewrite_can_be_begun_anew_and_taken_off(
+    workspace: Workspace, add_pairs: AddPairs
+) -> None:
+    add_pairs(workspace, 2)
+    done = annotate(workspace, "e", "First.", ".", "e new", "Second.", ".", "a", "n x", "n",
+                    "e", "Third.", ".", "e new", ".", "b")  # fmt: skip
+    assert "no rewrite goes with your pick" in done.stdout.decode()
+    first, second = rows(workspace)
+    with db.reading(workspace.engine) as session:
+        assert session.get_one(Candidate, first.rewrite_id).text == "Second."
+        assert session.exec(select(Draft)).all() == []
+    assert second.rewrite_id is None and second.note is None
+
+
+def test_the_history_in_lines_is_filtered(workspace: Workspace, add_pairs: AddPairs) -> None:
+    add_pairs(workspace, 3)
+    done = annotate(
+        workspace, "f", "a", "t", "f", "t", "h verdict=tie", "h flagged=yes", "r",
+        "h verdict=tie flagged=yes message 2", "h verdict=none", "h message 9", "q",
+    )  # fmt: skip
+    text = done.stdout.decode()
+    listed = re.findall(r"1\.(\d)  (left|tie)( flagged)?  ", text)
+    assert listed == [
+        ("3", "tie", " flagged"), ("2", "tie", ""), ("3", "tie", " flagged"),
+        ("1", "left", " flagged"), ("3", "tie", " flagged"),
+    ]  # fmt: skip
+    assert "verdict=none is none of: left, right, tie" in text
+    assert "there is no such judgment." in text
+
+
+def test_red_flags_can_be_gone_back_in_and_left_open(tmp_path: Path, add_pairs: AddPairs) -> None:
+    place = create_workspace(tmp_path / "other", settings=ONCE + "red_flags = true\n")
+    add_pairs(place, 1)
+    with db.writing(place.engine) as session:
+        session.get_one(Prompt, 1).risk_cue = "self-harm"
+    done = annotate(place, "a", *"ync", "f", "b", *"yunnnnny", "q")
+    assert "not judged: the questions are open." in done.stdout.decode()
+    (row,) = rows(place)
+    assert (row.verdict, row.flagged, list(row.red_flags.values())) == (
+        "right", 1, [False] * 5 + [True],
+    )  # fmt: skip
+
+
+def test_a_pause_is_suggested_in_lines(workspace: Workspace, add_pairs: AddPairs) -> None:
+    add_pairs(workspace, 3)
+    seat, out = take_seat(workspace, "anna", "s"), io.StringIO()
+    mode = LineMode(workspace, seat, io.StringIO("a\nb\n"), out)
+    mode.pause_at -= 30 * 60  # as if begun half an hour ago
+    with pytest.raises(Left):
+        mode.run()
+    seat.leave()
+    assert out.getvalue().count("another 30 minutes: a pause does the next pairs good.") == 1
+
+
+def test_a_pair_on_another_screen_is_one_line_in_lines(
+    workspace: Workspace, add_pairs: AddPairs
+) -> None:
+    add_pairs(workspace, 3)
+    ben = take_seat(workspace, "ben", "b")
+    seat, out = take_seat(workspace, "anna", "s"), io.StringIO()
+    mode = LineMode(workspace, seat, io.StringIO(), out)
+    mode.show(seat.next())
+    mode.do("a")
+    assert ben.go_to(1) is not None
+    mode.do("u")
+    mode.do(": 1")
+    said = "that pair is on another screen just now; try again later.\n"
+    assert out.getvalue().endswith(f"not taken back: {said}{said}")
+    seat.leave()
+    ben.leave()

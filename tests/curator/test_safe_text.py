@@ -24,6 +24,16 @@ PAYLOADS = {
     "tag characters": "a\U000e0041b",
     "line separator": "a\u2028b",
     "lone surrogate": "a\ud800b",
+    "joiners between Latin letters": "a\u200d\u200cb",
+    "a selector behind a Latin letter": "a\ufe0fb",
+    "a joiner behind an emoji alone": "\U0001f469\u200db",
+    "Khmer inherent vowel": "\u1780\u17b4",
+    "Mongolian selector outside Mongolian": "a\u180bb",
+    "musical control": "a\U0001d173b",
+    "shorthand control": "a\U0001bca0b",
+    "Egyptian control": "a\U00013430b",
+    "Khitan filler": "a\U00016fe4b",
+    "unassigned and ignorable": "a\ufff0\u2065\U000e0fffb",
     "carriage return": "safe\revil",
 }
 
@@ -44,7 +54,33 @@ def test_ordinary_text_stays_as_it_is() -> None:
     assert visible("one\r\ntwo") == "one\ntwo"
 
 
-@given(st.text(st.characters()))
+IGNORABLE = (
+    "ad 34f 61c 115f-1160 17b4-17b5 180b-180f 200b-200f 202a-202e 2060-206f 3164 fe00-fe0f feff "
+    "ffa0 fff0-fff8 1bca0-1bca3 1d173-1d17a e0000-e0fff"
+)
+
+
+def test_every_ignorable_character_is_counted_between_latin_letters() -> None:
+    ends = [[int(end, 16) for end in each.split("-")] for each in IGNORABLE.split()]
+    codes = [code for each in ends for code in range(each[0], each[-1] + 1)]
+    assert len(codes) == 4_174
+    assert [hex(code) for code in codes if hidden_count(f"a{chr(code)}b") != 1] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\u0645\u06cc\u200c\u062e", "क्\u200dष", "ශ්\u200dරී", "\u1820\u180b\u1821",
+        "1\ufe0f\u20e3", "❤\ufe0f", "👩🏽\u200d🚀", "🏳\ufe0f\u200d🌈", "葛\ufe00", "👩\u200d",
+    ],
+)  # fmt: skip
+def test_joiners_and_selectors_are_part_of_what_needs_them_but_no_row_of_them(text: str) -> None:
+    assert visible(text) == text and hidden_count(text) == 0
+    more = text.replace("\u200c", "\u200c\u200d").replace("\ufe0f", "\ufe0f\ufe01\ufe02")
+    assert hidden_count(more) >= len(more) - len(text)
+
+
+@given(st.text(st.characters() | st.sampled_from("a\u200d\u200c\ufe0f\u180b👩❤1\u20e3\x1bم\u1820")))
 def test_any_text_comes_out_without_hidden_characters(text: str) -> None:
     shown = visible(text)
     assert not HIDDEN.search(shown)

@@ -90,11 +90,64 @@ def test_no_pair_comes_to_two_screens_by_any_way(workspace: Workspace, add_pairs
             find()
     second = ben.next()
     assert second is not None and second.pair_id != first.pair_id
-    with pytest.raises(Busy):
-        ben.beside(second.pair_id, -1)
+    assert ben.beside(second.pair_id, -1) is None
     judge(anna, first, Verdict.LEFT)
     gone_to = ben.go_to(1)
     assert gone_to is not None and gone_to.by_another
+    with pytest.raises(Busy, match="on another screen"):
+        anna.undo()
+    with db.reading(workspace.engine) as session:
+        assert [row.verdict for row in session.exec(select(Judgment))] == [Verdict.LEFT]
+    ben.next()
+    assert anna.undo() is not None
+
+
+def test_a_step_passes_by_what_is_on_another_screen(
+    workspace: Workspace, add_pairs: AddPairs
+) -> None:
+    ids = add_pairs(workspace, 5)
+    seats = [take_seat(workspace, name, name) for name in ("anna", "ben", "cleo")]
+    anna, ben, cleo = seats
+    assert [seat.go_to(n) is not None for seat, n in zip(seats, (1, 2, 3), strict=True)] == [
+        True
+    ] * 3
+    after, before = anna.beside(ids[0], 1), cleo.beside(ids[3], -1)
+    assert after is not None and after.number == 4
+    assert before is not None and before.number == 3
+    last = ben.beside(ids[1], 1)
+    assert last is not None and last.number == 5
+
+
+def pass_lease_time(place: Workspace) -> None:
+    """Let the time of every lease be over, as where a laptop slept."""
+    with db.writing(place.engine) as session:
+        session.exec(text("UPDATE lease SET expires_at = 1"))
+
+
+def test_a_pair_that_another_came_to_hold_is_not_taken_back_and_what_is_said_is_kept(
+    workspace: Workspace, add_pairs: AddPairs
+) -> None:
+    add_pairs(workspace, 3)
+    anna, ben = take_seat(workspace, "anna", "a"), take_seat(workspace, "ben", "b")
+    slept = anna.next()
+    assert slept is not None
+    pass_lease_time(workspace)
+    anna.keep(slept.pair_id)
+    second = ben.next()
+    assert second is not None and second.pair_id != slept.pair_id
+    pass_lease_time(workspace)
+    same = ben.next()
+    assert same is not None and same.pair_id == slept.pair_id
+    with pytest.raises(Busy):
+        anna.keep(slept.pair_id)
+    with db.reading(workspace.engine) as session:
+        assert queue.holders(session) == ["b"]
+    following = judge(anna, slept, Verdict.LEFT)
+    assert following is not None and following.pair_id != slept.pair_id
+    judge(ben, same, Verdict.RIGHT)
+    assert len(exported(workspace)) == 2
+    with db.reading(workspace.engine) as session:
+        assert [row.verdict for row in session.exec(select(Judgment))] == ["left", "right"]
 
 
 def test_calibration_pairs_are_held_like_others(tmp_path: Path, add_pairs: AddPairs) -> None:
@@ -173,8 +226,16 @@ def test_repeats_come_after_pairs_not_after_changes_of_mind(
     with db.reading(place.engine) as session:
         repeat = session.get_one(Pair, pair.pair_id)
         first = session.get_one(Pair, repeat.repeat_of)
+        last = session.get_one(Judgment, 3 * seen).pair_id
     beside = seat.beside(first.id or 0, 1)  # an unjudged repeat is not met just behind its first
     assert beside is not None and beside.purpose == Purpose.TRAIN
+    # Nor is its first time met from it: as from any pair, before it stands what was judged last.
+    before, after = seat.beside(pair.pair_id, -1), seat.beside(pair.pair_id, 1)
+    assert before is not None and (before.pair_id, before.number) == (last, seen)
+    assert after is not None and after.number == seen + 1
+    judge(seat, seat.open(first.id or 0), Verdict.LEFT)
+    before = seat.beside(pair.pair_id, -1)
+    assert before is not None and before.number == seen
 
 
 def test_a_change_of_mind_to_skip_gives_the_pair_to_others(

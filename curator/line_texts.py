@@ -1,0 +1,99 @@
+"""What line mode prints of the keys, of what was said beside a verdict, and of the history."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from curator.history import history, words_to_read
+from curator.rubric import Rubric
+from curator.safe_text import hidden_count, one_line
+from curator.seat import Seat
+from curator.verbs import Verb
+from curator.words import Rewrite, Said, Verdict
+
+SPEAKERS = {"user": "client", "assistant": "reply", "system": "setting"}
+JUDGES: dict[str, tuple[Verdict, int | None, str]] = {
+    "left_slightly": (Verdict.LEFT, 1, "A better"),
+    "left_clearly": (Verdict.LEFT, 2, "A clearly better"),
+    "right_slightly": (Verdict.RIGHT, 1, "B better"),
+    "right_clearly": (Verdict.RIGHT, 2, "B clearly better"),
+    "tie": (Verdict.TIE, None, "a tie"),
+    "both_bad": (Verdict.BOTH_BAD, None, "both bad"),
+    "skip": (Verdict.SKIP, None, "skipped"),
+}
+# What may follow a key on its line.
+MORE = {
+    "tags": "A or B, then the keys of the reasons; alone: which reasons there are",
+    "rewrite_left": "alone: goes on from what was begun; new: begins anew",
+    "rewrite_right": "alone: goes on from what was begun; new: begins anew",
+    "note": "then the note; alone: the one begun earlier, or none",
+    "go_to": "then 17, or 2.17: round and number",
+    "history": "alone, or with verdict=tie, flagged=yes, words to find",
+    "rounds": "alone: what comes next; start: do that now",
+}
+MOST_LISTED = 20
+
+
+def help_lines(verbs: Iterable[Verb]) -> Iterator[str]:
+    """Yield the verbs with their keys, and what may follow these."""
+    for verb in verbs:
+        more = f"  ({MORE[verb.name]})" if verb.name in MORE else ""
+        yield f"  {verb.key}  {verb.says}{more}"
+
+
+def verdict_name(said: Said) -> str:
+    """Return a verdict and its strength as people say it."""
+    return next(
+        name
+        for verdict, strength, name in JUDGES.values()
+        if (verdict, strength) == (said.verdict, said.strength)
+    )
+
+
+def paragraph(name: str, text: str) -> str:
+    """Return a text under a name, with its length and hidden characters.
+
+    Its further lines stand in from the edge: no text can look like another speaker's.
+    """
+    hidden = hidden_count(text)
+    words = f"{words_to_read(text):.0f} words"
+    facts = f"{words}, {hidden} hidden characters" if hidden else words
+    return f"{name} ({facts}): {text}".replace("\n", "\n    ")
+
+
+def beside_lines(rubric: Rubric, said: Said, rewrite: Rewrite | None) -> Iterator[str]:
+    """Yield what was said beside a verdict so far."""
+    for letter, tags in (("A", said.tags_left), ("B", said.tags_right)):
+        if tags:
+            yield f"{letter} because {rubric.labels(tags)}"
+    if said.note:
+        yield f"note: {said.note}"
+    if said.flagged:
+        yield "flagged."
+    if rewrite is not None:
+        letter = "A" if rewrite.side is Verdict.LEFT else "B"
+        yield paragraph(f"your rewrite of {letter}", rewrite.text)
+
+
+def history_lines(seat: Seat, asked: str) -> Iterator[str]:
+    """Yield the latest judgments, filtered: `verdict=tie flagged=yes words`, or some of these."""
+    verdicts = dict.fromkeys(str(verdict) for verdict, _, _ in JUDGES.values())
+    verdict, flagged, words = None, False, []
+    for word in asked.split(" "):
+        name, _, value = word.partition("=")
+        if name == "verdict" and value not in verdicts:
+            yield f"{one_line(word, 40)} is none of: {', '.join(verdicts)}."
+            return
+        if name == "verdict":
+            verdict = value
+        elif word == "flagged=yes":
+            flagged = True
+        else:
+            words.append(word)
+    rows = history(seat, verdict, flagged, " ".join(words))
+    for row in rows[:MOST_LISTED]:
+        flag = " flagged" if row.said.flagged else ""
+        client = one_line(row.client, 60)
+        yield f"{row.round}.{row.number}  {row.said.verdict}{flag}  {client}"
+    if not rows:
+        yield "there is no such judgment." if asked else "nothing was judged so far."
