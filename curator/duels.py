@@ -142,7 +142,9 @@ def _tallies(session: Session) -> dict[tuple[str, str, str], Tally]:
         tallies["nobody", *_in_order(*pairs[unjudged].sides)].waiting += 1
     for kind, theirs in seen.items():
         for unseen in pairs.keys() - theirs:
-            if (names_of := (kind, *_in_order(*pairs[unseen].sides))) in tallies:
+            names_of = (kind, *_in_order(*pairs[unseen].sides))
+            # A pair on a prompt that is counted already would be counted no second time.
+            if names_of in tallies and (*names_of, pairs[unseen].prompt_id) not in counted:
                 tallies[names_of].waiting += 1
     return dict(tallies)
 

@@ -31,6 +31,7 @@ from trainer.contract import (
     CANDIDATES,
     PAIRS,
     PROBES,
+    PROMPTS,
     TRAINED,
     ContractError,
     read_manifest,
@@ -308,8 +309,8 @@ def _open_round(
 def add_duel(session: Session, workspace: Workspace, run: Run, folder: Path) -> dict[str, Any]:
     """Add a duel's candidates and its pairs, mixed into the newest round's queue.
 
-    Return how many were made, and why other prompts have none. Raises ContractError when a reply
-    is not by whom it should be.
+    Return how many were made, why other prompts have none, and which were asked. Raises
+    ContractError when a reply is not by whom it should be.
     """
     newest = store.newest_round(session)
     if newest is None or newest.id is None:
@@ -340,4 +341,7 @@ def add_duel(session: Session, workspace: Workspace, run: Run, folder: Path) -> 
     queue.mix_in(session, newest.id, duels, pairing.side_seed(workspace.config.seed, run.uuid))
     newest.pairs += len(duels)
     run.round_id = newest.id
-    return {"made": len(duels), "left_out": dict(left_out)}
+    path = folder / PROMPTS
+    asked = [str(row.get("id")) for _, row in read_rows(path)] if path.is_file() else []
+    by = [each.id if each else None for each in sides.values()]
+    return {"made": len(duels), "left_out": dict(left_out), "asked": asked, "asked_of": by}

@@ -207,7 +207,7 @@ def weighted_slope(
     """
     weights = [1 / variance for variance in variances]
     total = sum(weights)
-    if len(xs) < 3 or total <= 0:
+    if len(xs) < 3 or total <= 0 or len(set(xs)) < 2:  # rounding may spread what is all the same
         return None
     mean_x = sum(w * x for w, x in zip(weights, xs, strict=True)) / total
     mean_y = sum(w * y for w, y in zip(weights, ys, strict=True)) / total

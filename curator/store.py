@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -115,8 +115,8 @@ def prompts_for_duel(
     """Return up to `count` prompts on which no pair compares these two already.
 
     `sides`: adapters by name, or `base`. First come those they were not asked yet (they may have
-    said the same to some), then the held-out, then by `order(prompt)`. Raises BadData for an
-    unknown name.
+    said the same to some, and some may be too long for them), then the held-out, then by
+    `order(prompt)`. Raises BadData for an unknown name.
     """
     named = [adapter_named(session, side) for side in sides]
     both = {adapter.id if adapter else None for adapter in named}
@@ -128,17 +128,13 @@ def prompts_for_duel(
         .where(Pair.purpose == Purpose.DUEL)
     )
     compared = {prompt for prompt, *adapters in pairs if set(adapters) == both}
-    replies = session.exec(
-        select(Candidate.prompt_id, Candidate.run_id, Candidate.adapter_id)
-        .join(Run, col(Candidate.run_id) == Run.id)
-        .where(Run.action == "duel")
-    )
-    writers: dict[tuple[int, int | None], set[int | None]] = defaultdict(set)
-    for prompt_id, run_id, adapter_id in replies:
-        writers[prompt_id, run_id].add(adapter_id)
-    asked = Counter(prompt for (prompt, _), by in writers.items() if by == both)
+    asked: Counter[str] = Counter()
+    for metrics in session.exec(select(Run.metrics).where(Run.action == "duel")).all():
+        pairs = (metrics or {}).get("pairs", {})
+        if set(pairs.get("asked_of", ())) == both:
+            asked.update(pairs.get("asked", ()))
     left_over = [p for p in session.exec(select(Prompt)).all() if p.id not in compared]
-    left_over.sort(key=lambda p: (asked[p.id or 0], p.split != Split.HELD_OUT, order(p)))
+    left_over.sort(key=lambda p: (asked[str(p.id)], p.split != Split.HELD_OUT, order(p)))
     return left_over[:count]
 
 

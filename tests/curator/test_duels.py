@@ -215,17 +215,21 @@ def duel_prompts(workspace: Workspace) -> set[int]:
     return {int(row["id"]) for _, row in read_rows(run.folder / "prompts.jsonl")}
 
 
-def test_a_prompt_to_which_two_said_the_same_is_asked_last(
-    contested: Workspace, fake_trainer: Fake
+@pytest.mark.parametrize("silent", [0, 1, 2])
+def test_a_prompt_that_made_no_pair_is_asked_last(
+    contested: Workspace, fake_trainer: Fake, silent: int
 ) -> None:
+    """Both said the same, or one or both said nothing, as to a prompt too long for them."""
     fake_trainer("wait")
     started = duels.start_duel(contested, "adapter-0002", "base", 3)
     (started.folder / "go").touch()
     list(runs.follow(started.folder))
     path = started.folder / "candidates.jsonl"
     rows = [row for _, row in read_rows(path)]
-    rows[1]["text"] = rows[0]["text"]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mine = [row for row in rows if row["prompt_id"] == rows[0]["prompt_id"]]
+    mine[1]["text"] = mine[0]["text"]
+    kept = [row for row in rows if row not in mine[:silent]]
+    path.write_text("".join(json.dumps(row) + "\n" for row in kept))
     rounds.settle(contested)
     fake_trainer("ok")
     run = duels.start_duel(contested, "adapter-0002", "base", 50)
@@ -246,6 +250,7 @@ def test_a_prompt_that_was_asked_twice_counts_once(contested: Workspace) -> None
     judge(take_seat(contested, "anna", new_uuid()))
     (found,) = duels.results(contested)["duels"]
     assert (found["wins"], found["n"], found["repeated"]) == (10, 10, 10)
+    assert found["waiting"] == 0
     said = curator(contested, "duel")
     assert (
         "of n = 10 decisive pairs" in said.stdout and "not counted: 10 judged pairs" in said.stderr
@@ -301,7 +306,8 @@ def test_two_that_say_the_same_are_counted_not_judged(
     rows[1]["text"] = rows[0]["text"]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (run,) = rounds.settle(contested)
-    assert (run.metrics or {})["pairs"] == {"made": 2, "left_out": {"near-identical": 1}}
+    pairs = (run.metrics or {})["pairs"]
+    assert (pairs["made"], pairs["left_out"]) == (2, {"near-identical": 1})
 
 
 # --- the ranking ----------------------------------------------------------------------------------

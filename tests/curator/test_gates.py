@@ -62,8 +62,11 @@ def test_under_twenty_held_out_nothing_is_concluded(tmp_path: Path, right: int) 
     (rule,) = (rule for rule in result.rules if rule.name == "held-out accuracy")
     assert rule.verdict == "unknown" and "under 20 nothing can be concluded" in rule.says
     assert f"{right / 19:.0%} (" in rule.says and "n = 19" in rule.says  # the interval is shown
-    # The probes decide, and the reason names what did not.
-    assert result.verdict == "pass" and "held-out accuracy" in result.reason
+    assert "held-out accuracy" in result.reason
+    if right == 19:  # the probes decide, and the reason names what did not
+        assert result.verdict == "pass"
+    else:  # an interval below one half is no reason to refuse, and none to use it unseen
+        assert result.verdict == "unknown" and "a person has to decide" in result.reason
 
 
 def test_few_prompts_are_few_however_often_they_were_judged(tmp_path: Path) -> None:

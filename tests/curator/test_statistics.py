@@ -131,6 +131,9 @@ def test_the_slope_is_statsmodels_own_for_known_variances() -> None:
     )
     assert weighted_slope(xs[:2], ys[:2], variances[:2]) is None
     assert weighted_slope([1, 1, 1], ys[:3], variances[:3]) is None
+    rng = np.random.default_rng(0)
+    for _ in range(100):  # whatever rounding makes of equal values, they are equal
+        assert weighted_slope([40.0] * 5, [0.5] * 5, list(rng.uniform(1e-4, 1, 5))) is None
 
 
 def test_the_flip_rate_of_one_judgment_from_pairs_judged_twice() -> None:
