@@ -1,7 +1,9 @@
 """Which kind of reply is this? By the nearest texts of the demo's world, sentence by sentence.
 
-Nonsense is nobody's neighbour: it counts as unclassified, not as virtue. So do a reply put together
-from several kinds or situations, one that repeats itself, and one that is hardly begun.
+Nonsense is nobody's neighbour: it counts as unclassified, not as virtue. So do a reply with a
+sentence of another kind, one put together from several situations, one that repeats itself, and one
+of which less than half is there. What it lets pass: one sentence in four that is of another
+situation, or of none.
 """
 
 from __future__ import annotations
@@ -167,10 +169,10 @@ class Classifier:
     def accuracy(self) -> dict[str, Any]:
         """Return what the classifier makes of labelled replies it never saw, and of nonsense.
 
-        `kind`: the share whose nearest text is of the right kind, `situation`: the same of the
-        situation, of n replies in other words than the build's. `near_enough`: the share of them
-        that a rate would count at all; the rest are unclassified. `nonsense`: made up of the
-        build's own sentences, how many of `n` are `unclassified`.
+        `nearest_kind`: the share whose nearest text is of the right kind, `situation`: the same of
+        the situation, of n replies in other words than the build's. `near_enough`: the share of
+        them that a rate would count at all; the rest are unclassified. `nonsense`: of the sorts of
+        `nonsense`, which it is made to catch, how many of `n` are `unclassified`.
         """
         unseen = [(s, k, text) for s in self.situations for k, text in s.unseen.items()]
         found = [self.classify(text) for _, _, text in unseen]
@@ -179,8 +181,8 @@ class Classifier:
         texts = list(nonsense(self.situations))
         return {
             "n": len(unseen),
-            "kind": kinds / len(unseen),
-            "kind_interval": list(wilson_interval(kinds, len(unseen))),
+            "nearest_kind": kinds / len(unseen),
+            "nearest_kind_interval": list(wilson_interval(kinds, len(unseen))),
             "situation": places / len(unseen),
             "near_enough": sum(each.kind != UNCLASSIFIED for each in found) / len(unseen),
             "nonsense": {

@@ -1,4 +1,4 @@
-"""Rounds with a simulated clinician, each measured on phrasings that nothing was trained on."""
+"""Rounds with a simulated clinician, each measured on messages no model has seen as they stand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from curator import terminal
 from curator.demo.measure import Classifier, measure
 from curator.demo.phrasing import load_situations
 from curator.demo.simulated import NAME, Liking, SimulatedClinician
-from curator.models import AnnotatorKind, Run, new_uuid
+from curator.models import AdapterStatus, AnnotatorKind, Run, new_uuid
 from curator.rounds import start_run
 from curator.safe_text import one_line
 from curator.seat import take_seat
@@ -69,7 +69,7 @@ class Simulation:
         situations = load_situations(data_folder() / "demo_model" / "texts")
         self.classifier = Classifier(situations)
         self.clinician = SimulatedClinician(self.classifier, seed, liking)
-        self.refused = False
+        self.idle = False
         self.prompts: dict[str, tuple[str, str]] = {}
         phrasings = [
             (situation.id, text)
@@ -92,7 +92,7 @@ class Simulation:
     def turn(self, number: int) -> Figures:
         """Judge what there is, train (round 0: only write), measure."""
         judgments = 0
-        if self.refused:
+        if self.idle:
             self.work("generate", measured=False)
         if number:
             seat = take_seat(self.workspace, NAME, new_uuid(), AnnotatorKind.SIMULATED)
@@ -100,10 +100,11 @@ class Simulation:
             self.say(f"round {number}: the simulated clinician judged {judgments} pairs.")
         run, folder = self.work("round" if number else "generate")
         adapter = (run.metrics or {}).get("adapter", {})
-        if adapter.get("status") == "refused":
+        idle = adapter.get("status") in (AdapterStatus.REFUSED, AdapterStatus.PROPOSED)
+        if idle:
             # It is measured all the same. Its replies are not judged: more of the others are.
             self.say(f"round {number}: {terminal.adapter_text(run.metrics or {})}.")
-        self.refused = adapter.get("status") == "refused"
+        self.idle = idle
         samples = [row for _, row in read_rows(folder / SAMPLES)]
         replies = {self.prompts[row["prompt_id"]][1]: row["text"] for row in samples}
         metrics = run.metrics or {}
@@ -137,12 +138,12 @@ class Simulation:
 
 def told_apart(accuracy: dict[str, Any]) -> str:
     """Return what is known of the classifier that tells the replies apart, in one paragraph."""
-    low, high = accuracy["kind_interval"]
+    low, high = accuracy["nearest_kind_interval"]
     made_up, near = accuracy["nonsense"], accuracy["near_enough"]
     return (
         f"They are told apart by the nearest text of the build. Of {accuracy['n']} labelled "
-        f"replies in other words that is of the right kind for {accuracy['kind']:.0%} ({low:.0%} "
-        f"to {high:.0%}), but near enough to be counted for {near:.0%}: whatever is put in other "
+        f"replies in other words that is of the right kind for {accuracy['nearest_kind']:.0%} "
+        f"({low:.0%} to {high:.0%}), but near enough to be counted for {near:.0%}: whatever is put in other "
         f"words is unclear here. So is made-up nonsense out of the build's own sentences, "
         f"{made_up['unclassified']} of {made_up['n']}."
     )

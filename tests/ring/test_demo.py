@@ -73,7 +73,11 @@ def test_the_figures_say_all_they_must(played: Played) -> None:
     accuracy = played.simulation.classifier.accuracy()
     printed = json.loads(json.dumps(report(played.simulation.workspace, figures, accuracy)))
     assert [set(row) for row in printed["rounds"]] == [KEYS, KEYS]
-    assert printed["annotator"] == "simulated" and accuracy["n"] >= 100 and accuracy["kind"] > 0.9
+    assert (
+        printed["annotator"] == "simulated"
+        and accuracy["n"] >= 100
+        and accuracy["nearest_kind"] > 0.9
+    )
     assert accuracy["near_enough"] < 0.05  # other words than the build's are unclear, not virtue
     assert accuracy["nonsense"] == {"n": 100, "unclassified": 100}
     text = figures_text(figures, accuracy)
