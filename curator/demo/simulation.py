@@ -143,8 +143,8 @@ def told_apart(accuracy: dict[str, Any]) -> str:
     return (
         f"They are told apart by the nearest text of the build. Of {accuracy['n']} labelled "
         f"replies in other words that is of the right kind for {accuracy['nearest_kind']:.0%} "
-        f"({low:.0%} to {high:.0%}), but near enough to be counted for {near:.0%}: whatever is put in other "
-        f"words is unclear here. So is made-up nonsense out of the build's own sentences, "
+        f"({low:.0%} to {high:.0%}), but near enough to be counted for {near:.0%}: whatever is put "
+        f"in other words is unclear here. So is made-up nonsense out of the build's own sentences, "
         f"{made_up['unclassified']} of {made_up['n']}."
     )
 
