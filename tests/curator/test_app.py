@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -15,11 +16,13 @@ from textual.widgets import Static
 from curator import db, workflow
 from curator.models import Judgment, Run, RunState
 from curator.safe_text import HIDDEN
+from curator.seat import Seat
 from curator.tui.app import CuratorApp
 from curator.tui.between import suggest_break
 from curator.tui.judge_screen import JudgeScreen
 from curator.tui.messages import RunEnded
 from curator.tui.widgets import HeaderBar, Reply
+from curator.words import Progress
 from curator.workspace import Workspace
 from tests.conftest import AddPairs, write_prompts
 
@@ -259,3 +262,31 @@ def test_what_nobody_asked_for_never_hides_that_a_pick_is_not_saved(
         assert "a pause does the next" in painted(app)
 
     play(workspace, script, notifications=True)
+
+
+def test_no_key_waits_for_counting(
+    workspace: Workspace, add_pairs: AddPairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counting grows with the judgments: it comes when the next pair is painted."""
+    add_pairs(workspace, 3)
+    shown: list[tuple[str, bool]] = []
+    progress = Seat.progress
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        def counted(seat: Seat) -> Progress:
+            left = app.screen.query_one("#left", Reply)
+            (number,) = re.findall(r"message (\d)\.", painted(app))
+            shown.append((number, bool(app.screen._dirty_widgets)))
+            return progress(seat)
+
+        await pilot.press("a", "[")
+        await pilot.pause()
+        monkeypatch.setattr(Seat, "progress", counted)
+        await pilot.press("b")
+        await until(pilot, lambda: shown == [("1", False)])
+        await pilot.press("u")
+        await until(pilot, lambda: shown == [("1", False), ("0", False)])
+        await pilot.pause()
+        assert "0 of 3" in painted(app)
+
+    play(workspace, script)

@@ -168,7 +168,7 @@ def test_thirty_kills_lose_no_acknowledged_judgment(
 RESTORED = (b"\x1b[?1049l", b"\x1b[?1000l", b"\x1b[?1003l", b"\x1b[?2004l", b"\x1b[?25h")
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGHUP", "closed terminal"])
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGHUP", "SIGINT", "closed terminal"])
 def test_a_lost_terminal_loses_nothing(workspace: Workspace, add_pairs: AddPairs, how: str) -> None:
     """Not a judgment, not what was being written, and not the terminal's own state."""
     add_pairs(workspace, 3)
