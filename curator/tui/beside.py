@@ -44,16 +44,16 @@ class Beside:
             name for name, text in drafts.items()
             if bare(text) not in ("", bare(said.get(name, "")))
         }  # fmt: skip
-        parts = []
+        parts = []  # what a pick would leave behind comes first: a narrow screen cuts the rest
+        if {"rewrite_left", "rewrite_right"} & begun:
+            parts.append("a rewrite was begun")
+        if "note" in begun:
+            parts.append("a note was begun")
         if self.rewrite is not None:
             letter = "A" if self.rewrite.side is Verdict.LEFT else "B"
             parts.append(f"rewrite of {letter} goes with your pick")
-        if {"rewrite_left", "rewrite_right"} & begun:
-            parts.append("a rewrite was begun")
         if self.note:
             parts.append(f"note: {one_line(self.note, 24)}")
-        if "note" in begun:
-            parts.append("a note was begun")
         if self.flagged:
             parts.append("⚑ flagged")
         return " · ".join(parts)

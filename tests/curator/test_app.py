@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -269,24 +268,27 @@ def test_no_key_waits_for_counting(
 ) -> None:
     """Counting grows with the judgments: it comes when the next pair is painted."""
     add_pairs(workspace, 3)
-    shown: list[tuple[str, bool]] = []
+    shown: int | None = None
+    counted_with: list[int | None] = []
     progress = Seat.progress
 
-    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
-        def counted(seat: Seat) -> Progress:
-            left = app.screen.query_one("#left", Reply)
-            (number,) = re.findall(r"message (\d)\.", painted(app))
-            shown.append((number, bool(app.screen._dirty_widgets)))
-            return progress(seat)
+    def displayed(app: CuratorApp) -> None:
+        nonlocal shown
+        shown = app.screen.pair.pair_id  # type: ignore[attr-defined]
 
+    def counted(seat: Seat) -> Progress:
+        counted_with.append(shown)
+        return progress(seat)
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
         await pilot.press("a", "[")
-        await pilot.pause()
+        monkeypatch.setattr(CuratorApp, "post_display_hook", displayed)
         monkeypatch.setattr(Seat, "progress", counted)
-        await pilot.press("b")
-        await until(pilot, lambda: shown == [("1", False)])
-        await pilot.press("u")
-        await until(pilot, lambda: shown == [("1", False), ("0", False)])
-        await pilot.pause()
-        assert "0 of 3" in painted(app)
+        for key, said in (("b", "1 of 3"), ("u", "0 of 3")):
+            counted_with.clear()
+            await pilot.press(key)
+            await until(pilot, lambda: len(counted_with) == 1)
+            assert counted_with == [app.screen.pair.pair_id]  # type: ignore[attr-defined]
+            await until(pilot, lambda said=said: said in painted(app))  # type: ignore[misc]
 
     play(workspace, script)

@@ -217,8 +217,8 @@ def test_what_is_written_after_it_was_kept_is_taken_up_and_outlives_the_verdict(
         assert "rewrite of A goes with your pick · note: one " in painted(app)
         await pilot.press("e")
         app.screen.query_one(TextArea).text = "Second."
-        await pilot.press("escape", "n", *"2", "escape")
-        assert "with your pick · a rewrite was begun · note: one · a note was begun" in painted(app)
+        await pilot.press("escape", "n", "end", "2", "escape")
+        assert "a rewrite was begun · a note was begun · rewrite of A goes" in painted(app)
         await pilot.press("e")
         assert app.screen.query_one(TextArea).text == "Second."
         await pilot.press("escape", "n")
