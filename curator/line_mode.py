@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TextIO
+from typing import TextIO
 
 from curator import rounds
 from curator.errors import CuratorError
@@ -24,50 +24,20 @@ from curator.line_texts import (
     paragraph,
     verdict_name,
 )
+from curator.line_writing import Left as Left
+from curator.line_writing import Writing
 from curator.models import Verdict, new_uuid, now
 from curator.rubric import MOST_TAGS_A_SIDE
-from curator.safe_text import one_line, visible
-from curator.seat import Rewrite, Seat, Shown, take_seat
+from curator.safe_text import one_line
+from curator.seat import Shown, take_seat
 from curator.terminal import run_text
-from curator.verbs import with_keys
+from curator.words import LEASE_SECONDS
 from curator.workflow import next_step
 from curator.workspace import Workspace, data_folder
 
 
-class Left(Exception):
-    """The person has left, or there is no more input."""
-
-
-class LineMode:
+class LineMode(Writing):
     """One sitting in lines."""
-
-    def __init__(self, workspace: Workspace, seat: Seat, lines: TextIO, out: TextIO) -> None:
-        self.workspace, self.seat = workspace, seat
-        self.lines, self.out = lines, out
-        self.verbs = {verb.name: verb for verb in with_keys(workspace.config.keys)}
-        self.pair: Shown | None = None
-        self.said = Said(Verdict.SKIP)
-        self.rewrite: Rewrite | None = None
-        self.kept: dict[int, tuple[Said, Rewrite | None]] = {}
-        """What was said beside no verdict yet, by pair, for when one comes back to it."""
-        self.retry: tuple[Said, str] | None = None
-        self.shown_at, self.shown_clock = "", 0.0
-        self.pause_at = time.monotonic() + 60 * workspace.config.judge.break_minutes
-
-    def say(self, text: str = "") -> None:
-        """Print lines, with everything a terminal could obey made visible."""
-        self.out.write(visible(text) + "\n")
-        self.out.flush()
-
-    def ask(self, prompt: str) -> str:
-        """Return a line of input without its end. Raises Left when there is none."""
-        self.out.write(visible(prompt))
-        self.out.flush()
-        line = self.lines.readline()
-        if not line:
-            self.say()
-            raise Left
-        return line.rstrip("\r\n")
 
     def run(self) -> None:
         """Judge until the person leaves or the input ends."""
@@ -90,6 +60,10 @@ class LineMode:
             self.say(f"{one_line(word, 40)} is no key here; {help_key} tells them all.")
             return
         try:
+            if verb.name in JUDGES and rest.strip():
+                note = self.verbs["note"].key
+                self.say(f"not judged: nothing may follow {word}. {note} and words make a note.")
+                return
             if verb.name in JUDGES:
                 self.judge(*JUDGES[verb.name])
                 return
@@ -102,12 +76,13 @@ class LineMode:
 
     def show(self, pair: Shown | None) -> None:
         """Show a pair, or what can be done when there is none."""
-        self.pair, self.retry = pair, None
+        self.pair, self.retry, self.unkept = pair, None, set()
         self.said, self.rewrite = Said(Verdict.SKIP), None
         if pair is None:
-            self.say(next_step(self.workspace, self.seat).text)
-            key = self.verbs["rounds"].key
-            self.say(f"{key} start: do that now.")
+            step = next_step(self.workspace, self.seat)
+            self.say(step.text)
+            if step.action:
+                self.say(f"{self.verbs['rounds'].key} start: do that now.")
             return
         progress = self.seat.progress()
         label = one_line(pair.content_label or "not labelled", 60)
@@ -129,6 +104,7 @@ class LineMode:
             self.say("another person has judged it")
         self.show_beside(pair)
         self.shown_at, self.shown_clock = now(), time.monotonic()
+        self.keep_at = time.time() + LEASE_SECONDS / 3
 
     def show_beside(self, pair: Shown) -> None:
         """Print what was said beside a verdict so far, and what was begun and is kept."""
@@ -143,10 +119,6 @@ class LineMode:
             if text and text.strip() != said:
                 key = self.verbs[name].key
                 self.say(paragraph(f"{what} begun earlier, {key} takes it up", text))
-
-    def rewritten(self, side: Verdict) -> str | None:
-        """Return the rewrite of a side that goes with the pick, or None."""
-        return self.rewrite.text if self.rewrite and self.rewrite.side is side else None
 
     def settle(self) -> None:
         """Tell of a run that has ended."""
@@ -183,6 +155,7 @@ class LineMode:
         if self.retry is None or self.retry[0] != said:
             self.retry = (said, new_uuid())
         elapsed = round((time.monotonic() - self.shown_clock) * 1000)
+        self.draft_again()  # else an older draft would outlive the words that are saved
         try:
             following = self.seat.judge(
                 self.pair.pair_id, said, self.retry[1], self.shown_at, elapsed, rewrite=self.rewrite
@@ -216,19 +189,6 @@ class LineMode:
         self.say_beside(red_flags=dict(zip(names, answers, strict=True)))
         return True
 
-    def say_beside(self, **what: Any) -> None:
-        """Keep something said beside the verdict, for as long as the pair is unjudged."""
-        self.said = replace(self.said, **what)
-        if self.pair is not None:
-            self.kept[self.pair.pair_id] = (self.said, self.rewrite)
-
-    def draft(self, name: str, text: str) -> None:
-        """Keep writing of the pair on the screen that is not saved yet; an empty text drops it."""
-        if self.pair is not None and self.pair.drafts.get(name, "") != text:
-            self.seat.save_draft(self.pair.pair_id, name, text)
-            drafts = {**self.pair.drafts, name: text}
-            self.pair = replace(self.pair, drafts={n: t for n, t in drafts.items() if t})
-
     def do_undo(self, _: str) -> None:
         """Take the last judgment back."""
         try:
@@ -259,53 +219,10 @@ class LineMode:
         self.say_beside(**{"tags_left" if letter.upper() == "A" else "tags_right": names})
         self.say(f"{letter.upper()} because {self.seat.rubric.labels(names) or 'nothing'}")
 
-    def do_note(self, text: str) -> None:
-        """Take a note, to be saved with the verdict; alone, one begun earlier, or none."""
-        if not text and not self.said.note and self.pair is not None:
-            text = self.pair.drafts.get("note", "").strip()
-        self.say_beside(note=text or None)
-        self.say(f"note: {text or 'none'}")
-        self.draft("note", text)
-
     def do_flag(self, _: str) -> None:
         """Flag the pair, or take the flag off."""
         self.say_beside(flagged=not self.said.flagged)
         self.say("flagged." if self.said.flagged else "not flagged.")
-
-    def do_rewrite_left(self, text: str) -> None:
-        """Take a rewrite of A."""
-        self.take_rewrite(Verdict.LEFT, text == "new")
-
-    def do_rewrite_right(self, text: str) -> None:
-        """Take a rewrite of B."""
-        self.take_rewrite(Verdict.RIGHT, text == "new")
-
-    def take_rewrite(self, side: Verdict, anew: bool) -> None:
-        """Read the better reply, up to a line with a full stop alone; each line is kept at once.
-
-        It goes on from what was begun, or begins anew.
-        """
-        if self.pair is None:
-            return
-        name = f"rewrite_{side.value}"
-        begun = "" if anew else self.rewritten(side) or self.pair.drafts.get(name, "")
-        if begun:
-            self.say(paragraph("begun earlier", begun))
-            self.say(f"what you write goes on from there; {self.verbs[name].key} new begins anew.")
-        self.say("write the reply; a line with a full stop alone ends it.")
-        lines = begun.split("\n") if begun else []
-        while (line := self.ask("")) != ".":
-            lines.append(line)
-            self.draft(name, "\n".join(lines))
-        text = "\n".join(lines).strip()
-        new = text not in ("", self.pair.left.strip(), self.pair.right.strip())
-        self.rewrite = Rewrite(side, text) if new else None
-        self.say_beside()
-        if not new:
-            self.say("no rewrite goes with your pick: it says what a reply says, or nothing.")
-            self.draft(name, "")
-            return
-        self.say("now judge the two as they are: your rewrite is kept with your pick.")
 
     # --- going about ---------------------------------------------------------------------------
 

@@ -62,6 +62,11 @@ def hidden_count(text: str) -> int:
     return len(HIDDEN.findall(text.replace("\r\n", "\n")))
 
 
+def bare(text: str) -> str:
+    """Return a text without what is hidden in it, nor space around it: what two may share."""
+    return HIDDEN.sub("", text).strip()
+
+
 def one_line(text: str, width: int) -> str:
     """Return a text made visible, on one line, cut to `width` characters."""
     line = " ".join(visible(text[: width * 4]).split())

@@ -32,7 +32,7 @@ from curator.models import (
     now,
 )
 from curator.preferences import preference_count
-from curator.safe_text import too_long
+from curator.safe_text import bare, too_long
 from curator.words import Progress as Progress
 from curator.words import Rewrite as Rewrite
 from curator.words import Shown as Shown
@@ -131,9 +131,7 @@ class Seat:
                 shown_at=shown_at,
                 elapsed_ms=elapsed_ms,
             )
-            used = ["note"] if said.note is not None else []
-            used += [f"rewrite_{rewrite.side.value}"] if rewrite is not None else []
-            session.exec(delete(Draft).where(*self._drafts_of(pair_id), col(Draft.field).in_(used)))
+            self._drop_drafts(session, pair_id, said.note, rewrite)
             if said.verdict is not Verdict.SKIP:
                 share = self.workspace.config.judge.repeat_share
                 repeats.maybe_repeat(session, pair, self.annotator, share)
@@ -278,6 +276,17 @@ class Seat:
 
     def _drafts_of(self, pair_id: int) -> tuple[Any, ...]:
         return col(Draft.annotator_id) == self.annotator.id, col(Draft.pair_id) == pair_id
+
+    def _drop_drafts(
+        self, session: Session, pair_id: int, note: str | None, rewrite: Rewrite | None
+    ) -> None:
+        """Delete the drafts that say what was saved, or nothing; newer words are not."""
+        saved = {"note": note or ""}
+        if rewrite is not None:
+            saved[f"rewrite_{rewrite.side.value}"] = SURROGATE.sub("\ufffd", rewrite.text)
+        for draft in session.exec(select(Draft).where(*self._drafts_of(pair_id))).all():
+            if bare(draft.text) in ("", bare(saved.get(draft.field, ""))):
+                session.delete(draft)
 
     def _add_rewrite(self, session: Session, pair: Pair, rewrite: Rewrite) -> int:
         """Add a rewrite as a candidate with a human author; return its id."""

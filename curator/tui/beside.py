@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from curator.safe_text import one_line
+from curator.safe_text import bare, one_line
 from curator.words import Rewrite, Said, Verdict
 
 
@@ -35,18 +35,25 @@ class Beside:
             note=self.note, flagged=self.flagged, red_flags=self.red_flags or {},
         )  # fmt: skip
 
-    def marks(self, drafts: Collection[str]) -> str:
-        """Return in a line what is said so far; `drafts`: the names of what was only begun."""
-        parts = []
+    def marks(self, drafts: Mapping[str, str]) -> str:
+        """Return in a line what is said so far; `drafts`: what was only begun, by name."""
+        said = {"note": self.note or ""}
+        if self.rewrite is not None:
+            said[f"rewrite_{self.rewrite.side.value}"] = self.rewrite.text
+        begun = {
+            name for name, text in drafts.items()
+            if bare(text) not in ("", bare(said.get(name, "")))
+        }  # fmt: skip
+        parts = []  # what a pick would leave behind comes first: a narrow screen cuts the rest
+        if {"rewrite_left", "rewrite_right"} & begun:
+            parts.append("a rewrite was begun")
+        if "note" in begun:
+            parts.append("a note was begun")
         if self.rewrite is not None:
             letter = "A" if self.rewrite.side is Verdict.LEFT else "B"
             parts.append(f"rewrite of {letter} goes with your pick")
-        elif {"rewrite_left", "rewrite_right"} & set(drafts):
-            parts.append("a rewrite was begun")
         if self.note:
             parts.append(f"note: {one_line(self.note, 24)}")
-        elif "note" in drafts:
-            parts.append("a note was begun")
         if self.flagged:
             parts.append("⚑ flagged")
         return " · ".join(parts)

@@ -124,8 +124,7 @@ class JudgeScreen(Screen[None]):
             self.show(pair)
             self.deaf = glanced is not None
             self.set_timer(DEAF_SECONDS, self.hear)
-        # After the first paint: with a hundred thousand judgments, counting takes a moment.
-        self.call_after_refresh(self.refresh_progress)
+        self.refresh_progress_later()
 
     def hear(self) -> None:
         """Take keys again."""
@@ -223,9 +222,16 @@ class JudgeScreen(Screen[None]):
         except CuratorError as error:
             self.aside(str(error), failed=True)
             return
-        header = self.query_one(HeaderBar)
-        header.round, header.pairs = progress.round, progress.pairs
-        header.judged = progress.judged
+        for header in self.query(HeaderBar):  # none where the screen has closed meanwhile
+            header.round, header.pairs = progress.round, progress.pairs
+            header.judged = progress.judged
+
+    def refresh_progress_later(self) -> None:
+        """Show how far this annotator is, once what is to be judged next is painted.
+
+        Counting takes a tenth of a second at 50,000 judgments: no key waits for it.
+        """
+        self.call_after_refresh(self.refresh_progress)
 
     def show_run(self) -> None:
         """Show the run under way, if one is."""
@@ -302,7 +308,7 @@ class JudgeScreen(Screen[None]):
         if pair.round == header.round and pair.purpose in ("train", "duel") and not again:
             header.judged += 1
         elif pair.purpose != "repeat":
-            self.refresh_progress()
+            self.refresh_progress_later()
         self.auto_allowed = self.app.auto_round
 
     def amend(self) -> None:

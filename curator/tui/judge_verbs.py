@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from curator.errors import CuratorError
-from curator.safe_text import HIDDEN
+from curator.safe_text import bare
 from curator.tui.panels import LinePanel, RedFlagsPanel, Tags, TagsPanel
 from curator.tui.rewrite_screen import RewriteScreen
 from curator.tui.verdicts import SAID
@@ -28,7 +28,7 @@ def undo(screen: JudgeScreen) -> None:
         screen.notice("nothing to take back.")
         return
     screen.show(pair)
-    screen.refresh_progress()
+    screen.refresh_progress_later()
     if pair.earlier is not None:
         said = SAID.get((str(pair.earlier.verdict), pair.earlier.strength), "")
         reasons = [
@@ -84,12 +84,18 @@ def note(screen: JudgeScreen) -> None:
     screen.app.push_screen(
         LinePanel(
             "A note on this pair",
-            screen.beside.note or pair.drafts.get("note", ""),
+            _begun(pair, "note") or screen.beside.note or "",
             "enter  keep it with the judgment · esc  leave it as it was",
             lambda text: _draft(screen, "note", text),
         ),
         keep,
     )
+
+
+def _begun(pair: Shown, name: str) -> str:
+    """Return a draft, which is never older than what was kept; empty: there is none."""
+    text = pair.drafts.get(name, "")
+    return text if bare(text) else ""
 
 
 def _draft(screen: JudgeScreen, name: str, text: str) -> bool:
@@ -132,14 +138,14 @@ def _rewrite(screen: JudgeScreen, side: Verdict) -> None:
         return
     name = f"rewrite_{side.value}"
     reply = pair.left if side is Verdict.LEFT else pair.right
-    begun = screen.beside.rewrite
-    text = begun.text if begun and begun.side is side else pair.drafts.get(name, reply)
+    kept = screen.beside.rewrite
+    text = _begun(pair, name) or (kept.text if kept and kept.side is side else reply)
 
     def keep(text: str | None) -> None:
         if text is None:
             screen.show_marks()
             return
-        if HIDDEN.sub("", text).strip() in _nothing_new(pair):
+        if bare(text) in _nothing_new(pair):
             _draft(screen, name, "")
             screen.say_beside(rewrite=None)
             screen.notice("no rewrite goes with your pick: it says what a reply says, or nothing.")
@@ -156,7 +162,7 @@ def _rewrite(screen: JudgeScreen, side: Verdict) -> None:
 
 def _nothing_new(pair: Shown) -> set[str]:
     """Return the texts that are no rewrite: none, and what the replies say."""
-    return {"", *(HIDDEN.sub("", text).strip() for text in (pair.left, pair.right))}
+    return {"", *(bare(text) for text in (pair.left, pair.right))}
 
 
 def _show_found(screen: JudgeScreen, find: Callable[[], Shown | None], none: str) -> None:

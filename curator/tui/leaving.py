@@ -9,15 +9,16 @@ import signal
 import threading
 from collections.abc import Callable
 
-# For a draft on a disk that is busy, and for the worker that follows a run.
-LAST_SECONDS = 10.0
+# A busy database is waited for five seconds (db.BUSY_MS), and twice: for the last draft, and to
+# give the pair back. Besides, the worker that follows a run ends.
+LAST_SECONDS = 20.0
 
 
 def leave_on_signals(leave: Callable[[int], None]) -> None:
-    """Have SIGTERM and SIGHUP call `leave` with an exit status of 128 and the signal's number.
+    """Have SIGTERM, SIGHUP and SIGINT call `leave` with a status of 128 and the signal's number.
 
-    One that is ignored (nohup) stays so. Where the system or the thread has no such signals,
-    nothing is done.
+    The key ctrl+c sends none of them here: it is read as a key. One that is ignored (nohup) stays
+    so. Where the system or the thread has no such signals, nothing is done.
     """
 
     def received(status: int) -> None:
@@ -25,7 +26,7 @@ def leave_on_signals(leave: Callable[[int], None]) -> None:
         leave(status)
 
     loop = asyncio.get_running_loop()
-    for name in ("SIGTERM", "SIGHUP"):
+    for name in ("SIGTERM", "SIGHUP", "SIGINT"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number is None or signal.getsignal(number) is signal.SIG_IGN:
             continue

@@ -236,9 +236,9 @@ class LinePanel(ModalScreen[str | None]):
 
     @on(Input.Submitted)
     def keep(self, event: Input.Submitted) -> None:
-        """Close with what is written."""
-        self.draft()
-        self.dismiss(event.value.strip())
+        """Close with what is written; not while a draft on the disk would be older than it."""
+        if self.draft():
+            self.dismiss(event.value.strip())
 
     def action_cancel(self) -> None:
         """Close; what was written stays a draft."""

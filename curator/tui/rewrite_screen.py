@@ -83,9 +83,9 @@ class RewriteScreen(Screen[str | None]):
             event.text_area.text = clean
 
     def action_keep(self) -> None:
-        """Close with what is written."""
-        self.draft()
-        self.dismiss(self.query_one(TextArea).text)
+        """Close with what is written; not while a draft on the disk would be older than it."""
+        if self.draft():
+            self.dismiss(self.query_one(TextArea).text)
 
     def action_leave(self) -> None:
         """Close; what was written stays a draft."""

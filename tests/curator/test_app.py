@@ -15,11 +15,13 @@ from textual.widgets import Static
 from curator import db, workflow
 from curator.models import Judgment, Run, RunState
 from curator.safe_text import HIDDEN
+from curator.seat import Seat
 from curator.tui.app import CuratorApp
 from curator.tui.between import suggest_break
 from curator.tui.judge_screen import JudgeScreen
 from curator.tui.messages import RunEnded
 from curator.tui.widgets import HeaderBar, Reply
+from curator.words import Progress
 from curator.workspace import Workspace
 from tests.conftest import AddPairs, write_prompts
 
@@ -259,3 +261,34 @@ def test_what_nobody_asked_for_never_hides_that_a_pick_is_not_saved(
         assert "a pause does the next" in painted(app)
 
     play(workspace, script, notifications=True)
+
+
+def test_no_key_waits_for_counting(
+    workspace: Workspace, add_pairs: AddPairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counting grows with the judgments: it comes when the next pair is painted."""
+    add_pairs(workspace, 3)
+    shown: int | None = None
+    counted_with: list[int | None] = []
+    progress = Seat.progress
+
+    def displayed(app: CuratorApp) -> None:
+        nonlocal shown
+        shown = app.screen.pair.pair_id  # type: ignore[attr-defined]
+
+    def counted(seat: Seat) -> Progress:
+        counted_with.append(shown)
+        return progress(seat)
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        await pilot.press("a", "[")
+        monkeypatch.setattr(CuratorApp, "post_display_hook", displayed)
+        monkeypatch.setattr(Seat, "progress", counted)
+        for key, said in (("b", "1 of 3"), ("u", "0 of 3")):
+            counted_with.clear()
+            await pilot.press(key)
+            await until(pilot, lambda: len(counted_with) == 1)
+            assert counted_with == [app.screen.pair.pair_id]  # type: ignore[attr-defined]
+            await until(pilot, lambda said=said: said in painted(app))  # type: ignore[misc]
+
+    play(workspace, script)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text as sql
 from sqlmodel import select
 
 from curator import db
 from curator.judgments import standing
 from curator.line_mode import Left, LineMode
-from curator.models import Candidate, Draft, Judgment, Prompt
+from curator.models import Candidate, Draft, Judgment, Lease, Prompt
 from curator.seat import take_seat
+from curator.words import LEASE_SECONDS
 from curator.workspace import Workspace, create_workspace
 from tests.conftest import ONCE, AddPairs
 from tests.curator.test_app import rows
@@ -93,6 +98,7 @@ def test_an_empty_queue_says_what_to_do(workspace: Workspace) -> None:
     text = done.stdout.decode()
     assert done.returncode == 0 and "curator import prompts FILE" in text
     assert "there is nothing to judge." in text and "nothing to take back." in text
+    assert "do that now" not in text  # there is nothing to start
     with db.reading(workspace.engine) as session:
         assert session.exec(select(Judgment).where(standing())).all() == []
 
@@ -193,3 +199,108 @@ def test_a_pair_on_another_screen_is_one_line_in_lines(
     assert out.getvalue().endswith(f"not taken back: {said}{said}")
     seat.leave()
     ben.leave()
+
+
+def test_a_verdict_with_words_after_it_judges_nothing(
+    workspace: Workspace, add_pairs: AddPairs
+) -> None:
+    add_pairs(workspace, 1)
+    text = annotate(workspace, "A line begins", "tie so", "b ", "q").stdout.decode()
+    assert text.count("not judged: nothing may follow ") == 2
+    assert "nothing may follow A. n and words make a note." in text
+    assert [str(row.verdict) for row in rows(workspace)] == ["right"]
+    assert "r start: do that now." in text
+
+
+class Freeing(io.StringIO):
+    """Lines to read; the disk has room again once a certain one is read."""
+
+    def __init__(self, lines: str, last: str, workspace: Workspace) -> None:
+        super().__init__(lines)
+        self.last, self.workspace = last, workspace
+
+    def readline(self, size: int | None = -1, /) -> str:
+        line = super().readline()
+        if line == self.last:
+            limit_pages(self.workspace, 1000)
+        return line
+
+
+def limit_pages(workspace: Workspace, pages: int) -> None:
+    with workspace.engine.connect() as connection:  # the one connection the seat uses too
+        used = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        connection.exec_driver_sql(f"PRAGMA max_page_count={used + pages}")
+
+
+@pytest.mark.parametrize("room", ["never", "at the end", "at a judgment"])
+def test_a_line_that_cannot_be_kept_ends_no_rewrite(
+    workspace: Workspace, add_pairs: AddPairs, room: str
+) -> None:
+    """The lines after it are the reply's: none of them is taken for a verb."""
+    add_pairs(workspace, 2)
+    begun = "word " * 4_000
+    with take_seat_in_lines(workspace) as (mode, out):
+        mode.show(mode.seat.next())
+        limit_pages(workspace, 0)
+        script = f"{begun}\nA line begins with a capital.\n.\nb\n"
+        freed = {"never": "", "at the end": ".\n", "at a judgment": "b\n"}[room]
+        mode.lines = Freeing(script, freed, workspace)
+        mode.do("e")
+        assert out.getvalue().count("not on the disk yet, write on") == 1
+        assert ("still not on the disk" in out.getvalue()) is (room != "at the end")
+        assert rows(workspace) == []
+        written = f"{begun}\nA line begins with a capital."
+        with db.reading(workspace.engine) as session:
+            on_disk = [draft.text for draft in session.exec(select(Draft))]
+        assert on_disk == ([written] if room == "at the end" else [])
+        mode.do(mode.ask(""))
+        assert ("not saved, say it again" in out.getvalue()) is (room == "never")
+        limit_pages(workspace, 1000)
+        if room == "never":
+            mode.do("b")
+    (row,) = rows(workspace)
+    with db.reading(workspace.engine) as session:
+        assert session.get_one(Candidate, row.rewrite_id).text == written
+        assert session.exec(select(Draft)).all() == []
+
+
+@contextlib.contextmanager
+def take_seat_in_lines(workspace: Workspace) -> Iterator[tuple[LineMode, io.StringIO]]:
+    seat, out = take_seat(workspace, "anna", "s"), io.StringIO()
+    yield LineMode(workspace, seat, io.StringIO(), out), out
+    seat.leave()
+
+
+def test_what_was_written_after_a_judgment_is_taken_up_first(
+    workspace: Workspace, add_pairs: AddPairs
+) -> None:
+    add_pairs(workspace, 2)
+    annotate(workspace, "n an old note", "e", "Old words.", ".", "a")
+    seat = take_seat(workspace, "anna", "s")  # in the app, whose terminal was lost
+    seat.save_draft(1, "note", "a new note")
+    seat.save_draft(1, "rewrite_left", "New words.")
+    seat.leave()
+    text = annotate(workspace, ": 1", "b", ": 1", "n", "e", "And more.", ".", "a").stdout.decode()
+    assert "note begun earlier, n takes it up (3 words): a new note" in text
+    assert "note: a new note" in text
+    _, kept, last = rows(workspace)
+    assert (kept.note, last.note) == ("an old note", "a new note")
+    with db.reading(workspace.engine) as session:
+        assert session.get_one(Candidate, kept.rewrite_id).text == "Old words."
+        assert session.get_one(Candidate, last.rewrite_id).text == "New words.\nAnd more."
+        assert session.exec(select(Draft)).all() == []
+
+
+def test_a_pair_is_held_as_long_as_lines_are_read(
+    workspace: Workspace, add_pairs: AddPairs
+) -> None:
+    add_pairs(workspace, 1)
+    with take_seat_in_lines(workspace) as (mode, _):
+        mode.show(mode.seat.next())
+        with db.writing(workspace.engine) as session:
+            session.exec(sql("UPDATE lease SET expires_at = 1"))
+        mode.keep_at -= LEASE_SECONDS / 3  # as if so long ago
+        mode.lines = io.StringIO("f\n")
+        mode.do(mode.ask(""))
+        with db.reading(workspace.engine) as session:
+            assert session.exec(select(Lease)).one().expires_at > time.time() + LEASE_SECONDS / 2

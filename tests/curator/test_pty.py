@@ -17,6 +17,7 @@ from sqlmodel import select
 
 from curator import db, duels, rounds
 from curator.models import Adapter, AdapterStatus, Candidate, Draft, Judgment, Pair, Purpose
+from curator.tui.leaving import LAST_SECONDS
 from curator.workspace import Workspace
 from tests.conftest import AddPairs
 from trainer.contract import read_rows
@@ -168,7 +169,7 @@ def test_thirty_kills_lose_no_acknowledged_judgment(
 RESTORED = (b"\x1b[?1049l", b"\x1b[?1000l", b"\x1b[?1003l", b"\x1b[?2004l", b"\x1b[?25h")
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGHUP", "closed terminal"])
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGHUP", "SIGINT", "closed terminal"])
 def test_a_lost_terminal_loses_nothing(workspace: Workspace, add_pairs: AddPairs, how: str) -> None:
     """Not a judgment, not what was being written, and not the terminal's own state."""
     add_pairs(workspace, 3)
@@ -194,6 +195,11 @@ def test_a_lost_terminal_loses_nothing(workspace: Workspace, add_pairs: AddPairs
     again = open_app(workspace, count=1)
     again.press("q")
     assert again.end() == 0
+
+
+def test_a_signal_leaves_time_for_a_busy_database() -> None:
+    """Waited for twice at the end: for the last draft, and to give the pair back."""
+    assert LAST_SECONDS * 1000 >= 3 * db.BUSY_MS
 
 
 BROKEN = """

@@ -203,3 +203,61 @@ def test_where_something_is_written_ctrl_c_copies(
         assert app.is_running and app.clipboard == "odd"
 
     play(workspace, script, notifications=True)
+
+
+def test_what_is_written_after_it_was_kept_is_taken_up_and_outlives_the_verdict(
+    workspace: Workspace, add_pairs: AddPairs
+) -> None:
+    add_pairs(workspace, 1)
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        await pilot.press("e")
+        app.screen.query_one(TextArea).text = "First."
+        await pilot.press("ctrl+s", "n", *"one", "enter")
+        assert "rewrite of A goes with your pick · note: one " in painted(app)
+        await pilot.press("e")
+        app.screen.query_one(TextArea).text = "Second."
+        await pilot.press("escape", "n", "end", "2", "escape")
+        assert "a rewrite was begun · a note was begun · rewrite of A goes" in painted(app)
+        await pilot.press("e")
+        assert app.screen.query_one(TextArea).text == "Second."
+        await pilot.press("escape", "n")
+        assert app.screen.query_one(Input).value == "one2"
+        await pilot.press("escape", "a", "u", "e")
+        assert app.screen.query_one(TextArea).text == "Second."
+        await pilot.press("escape", "n")
+        assert app.screen.query_one(Input).value == "one2"
+
+    play(workspace, script)
+    first, _ = rows(workspace)
+    with db.reading(workspace.engine) as session:
+        assert session.get_one(Candidate, first.rewrite_id).text == "First."
+    assert first.note == "one"
+    assert drafts(workspace) == {"rewrite_left": "Second.", "note": "one2"}
+
+
+def test_an_editor_stays_open_until_its_words_are_on_the_disk(
+    workspace: Workspace, add_pairs: AddPairs
+) -> None:
+    """Else an older draft would come back in place of what was kept."""
+    add_pairs(workspace, 2)
+    long = "word " * 4_000
+
+    def limit(pages: int) -> None:
+        with workspace.engine.connect() as connection:  # the one connection the app uses too
+            used = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+            connection.exec_driver_sql(f"PRAGMA max_page_count={used + pages}")
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        await pilot.press("e")
+        app.screen.query_one(TextArea).text = long
+        limit(0)
+        await pilot.press("ctrl+s")
+        assert isinstance(app.screen, RewriteScreen)
+        limit(1000)
+        await pilot.press("ctrl+s")
+        assert "rewrite of A goes with your pick" in painted(app)
+        await pilot.press("a")
+
+    play(workspace, script)
+    assert rows(workspace)[0].rewrite_id is not None and drafts(workspace) == {}

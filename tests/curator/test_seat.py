@@ -326,3 +326,25 @@ def test_the_next_pair_reads_no_whole_table(tmp_path: Path, add_pairs: AddPairs)
     assert plans and not [plan for plan in plans if plan.startswith("SCAN pair")]
     with db.reading(place.engine) as session:
         assert len(session.exec(select(Judgment)).all()) == 30
+
+
+def test_only_drafts_that_say_what_was_saved_go_with_a_judgment(
+    workspace: Workspace, add_pairs: AddPairs
+) -> None:
+    add_pairs(workspace, 1)
+    seat = take_seat(workspace, "anna", "s")
+    pair = seat.next()
+    assert pair is not None
+    for name, written in (
+        ("note", " \n"),
+        ("rewrite_left", "Newer."),
+        ("rewrite_right", "Mi\u200bne "),
+    ):
+        seat.save_draft(pair.pair_id, name, written)
+    said = Said(Verdict.TIE, note="kept")
+    seat.judge(pair.pair_id, said, new_uuid(), rewrite=Rewrite(Verdict.RIGHT, "Mine"))
+    again = seat.open(pair.pair_id)
+    assert again is not None and again.drafts == {"rewrite_left": "Newer."}
+    seat.judge(pair.pair_id, said, new_uuid(), rewrite=Rewrite(Verdict.LEFT, "Older."))
+    again = seat.open(pair.pair_id)
+    assert again is not None and again.drafts == {"rewrite_left": "Newer."}
