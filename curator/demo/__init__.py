@@ -40,7 +40,7 @@ top_p = 0.95
 samples = 8
 
 [train]
-learning_rate = 1e-3
+learning_rate = 5e-4
 epochs = 8
 batch_size = 4
 gradient_accumulation = 1
