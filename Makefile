@@ -14,6 +14,7 @@ help:
 	@echo "make test-long  what takes minutes more: the gates over five seeds, 100 kills"
 	@echo "make check   format, lint, types, import rules, README map"
 	@echo "make fix     put format and lint right where a tool can"
+	@echo "make bench-start, -app, -demo, -evaluation, -coverage, -trainer  figures against targets"
 
 # The environment, made when it is missing or its inputs have changed.
 $(STAMP): pyproject.toml constraints.txt
