@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -35,9 +36,17 @@ PROJECT = Path(__file__).parents[2]
 
 
 def code_sha256() -> str:
-    """Return the SHA-256 of what decides a seed's row: both packages and the demo's model."""
-    files = [*PROJECT.glob("trainer/**/*.py"), *PROJECT.glob("curator/**/*.py"),
-             *PROJECT.glob("data/demo_model/**/*.safetensors")]  # fmt: skip
+    """Return the SHA-256 of what decides a seed's row: both packages and the demo's model.
+
+    The screens and the command line decide none.
+    """
+    shown = re.compile(r"curator/(tui/|cli|line_)")
+    files = [
+        path
+        for pattern in ("trainer/**/*.py", "curator/**/*.py", "data/demo_model/**/*.safetensors")
+        for path in PROJECT.glob(pattern)
+        if not shown.match(path.relative_to(PROJECT).as_posix())
+    ]
     return contract.sha256_rows([contract.sha256_file(path) for path in sorted(files)])
 
 
