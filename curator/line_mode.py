@@ -76,6 +76,7 @@ class LineMode(Writing):
 
     def show(self, pair: Shown | None) -> None:
         """Show a pair, or what can be done when there is none."""
+        self.draft_again()  # of the pair that is left
         self.pair, self.retry, self.unkept = pair, None, set()
         self.said, self.rewrite = Said(Verdict.SKIP), None
         if pair is None:
@@ -152,18 +153,20 @@ class LineMode(Writing):
             self.say("not judged: the questions are open.")
             return
         said = replace(self.said, verdict=verdict, strength=strength, rewrite_id=None)
-        if self.retry is None or self.retry[0] != said:
-            self.retry = (said, new_uuid())
+        if self.retry is None or self.retry[:2] != (said, self.rewrite):
+            self.retry = (said, self.rewrite, new_uuid())
         elapsed = round((time.monotonic() - self.shown_clock) * 1000)
         self.draft_again()  # else an older draft would outlive the words that are saved
         try:
             following = self.seat.judge(
-                self.pair.pair_id, said, self.retry[1], self.shown_at, elapsed, rewrite=self.rewrite
+                self.pair.pair_id, said, self.retry[2], self.shown_at, elapsed, rewrite=self.rewrite
             )
         except CuratorError as error:
             self.say(f"not saved, say it again to retry: {error}")
             return
         self.kept.pop(self.pair.pair_id, None)
+        saved = {"note"} | ({f"rewrite_{self.rewrite.side.value}"} if self.rewrite else set())
+        self.unkept -= saved  # it is in the judgment now
         self.say(f"saved: {name}")
         self.show(following)
 
@@ -289,6 +292,9 @@ def run_line_mode(workspace: Workspace, annotator: str, lines: TextIO, out: Text
     except Left:
         pass
     finally:
+        mode.draft_again()
         seat.leave()
+    if mode.unkept:
+        mode.say("the last words that were written could not be kept.")
     mode.say(sitting_text(sitting(seat), workspace.name))
     return 0

@@ -11,7 +11,7 @@ from curator.errors import CuratorError
 from curator.judgments import Said
 from curator.line_texts import paragraph
 from curator.models import Verdict
-from curator.safe_text import visible
+from curator.safe_text import bare, visible
 from curator.seat import Rewrite, Seat, Shown
 from curator.verbs import with_keys
 from curator.words import LEASE_SECONDS
@@ -36,7 +36,7 @@ class Writing:
         """What was said beside no verdict yet, by pair, for when one comes back to it."""
         self.unkept: set[str] = set()
         """The drafts of the pair on the screen that could not be put on the disk."""
-        self.retry: tuple[Said, str] | None = None
+        self.retry: tuple[Said, Rewrite | None, str] | None = None
         self.shown_at, self.shown_clock, self.keep_at = "", 0.0, 0.0
         self.pause_at = time.monotonic() + 60 * workspace.config.judge.break_minutes
 
@@ -126,13 +126,17 @@ class Writing:
             self.say(f"what you write goes on from there; {self.verbs[name].key} new begins anew.")
         lines = self.read_reply(name, begun.split("\n") if begun else [])
         text = "\n".join(lines).strip()
-        new = text not in ("", self.pair.left.strip(), self.pair.right.strip())
-        self.rewrite = Rewrite(side, text) if new else None
-        self.say_beside()
-        if not new:
-            self.say("no rewrite goes with your pick: it says what a reply says, or nothing.")
+        if bare(text) in ("", bare(self.pair.left), bare(self.pair.right)):
             self.draft(name, "")
+            if self.rewrite is not None and self.rewrite.side is not side:
+                self.say("that is no rewrite; the other reply's still goes with your pick.")
+                return
+            self.rewrite = None
+            self.say_beside()
+            self.say("no rewrite goes with your pick: it says what a reply says, or nothing.")
             return
+        self.rewrite = Rewrite(side, text)
+        self.say_beside()
         self.say("now judge the two as they are: your rewrite is kept with your pick.")
 
     def read_reply(self, name: str, lines: list[str]) -> list[str]:

@@ -292,10 +292,10 @@ class Seat:
         """Add a rewrite as a candidate with a human author; return its id."""
         text = SURROGATE.sub("\ufffd", rewrite.text).strip()
         replied = pair.left_id if rewrite.side is Verdict.LEFT else pair.right_id
-        both = [session.get_one(Candidate, i).text.strip() for i in (pair.left_id, pair.right_id)]
-        if not text:
+        both = [bare(session.get_one(Candidate, i).text) for i in (pair.left_id, pair.right_id)]
+        if not bare(text):
             raise BadData("the rewrite is empty. Write a reply, or take the rewrite off.")
-        if text in both:
+        if bare(text) in both:
             raise BadData("the rewrite says what a reply says already. Change it, or take it off.")
         reason = too_long(text)
         if reason:

@@ -25,7 +25,7 @@ from curator.tui.messages import RunChanged
 from curator.tui.verdicts import JUDGES, SAID, key_hints
 from curator.tui.widgets import Conversation, HeaderBar, KeyBar, Replies, Reply, RunStrip
 from curator.verbs import VERBS
-from curator.words import LEASE_SECONDS, Said, Shown, Verdict, new_uuid, now
+from curator.words import LEASE_SECONDS, Rewrite, Said, Shown, Verdict, new_uuid, now
 
 if TYPE_CHECKING:
     from textual.notifications import SeverityLevel
@@ -58,7 +58,8 @@ class JudgeScreen(Screen[None]):
         """What was said beside no verdict yet, by pair, for when one comes back to it."""
         self.saved: Said | None = None
         """What was said of the pair on the screen, once it is kept and still shown."""
-        self.retry: tuple[Said, str] | None = None
+        self.saved_rewrite: Rewrite | None = None
+        self.retry: tuple[Said, Rewrite | None, str] | None = None
         self.shown_at = ""
         self.shown_clock = 0.0
         self.step: NextStep | None = None
@@ -158,7 +159,7 @@ class JudgeScreen(Screen[None]):
 
     def show(self, pair: Shown | None) -> None:
         """Show a pair, or what can be done when there is none."""
-        self.pair, self.retry, self.saved = pair, None, None
+        self.pair, self.retry, self.saved, self.saved_rewrite = pair, None, None, None
         self.set_class(pair is None, "no-pair")
         self.beside = Beside()
         if pair is None:
@@ -272,17 +273,18 @@ class JudgeScreen(Screen[None]):
     def save(self, said: Said, key: str) -> None:
         """Commit a judgment of the pair on the screen; only then say so."""
         assert self.pair is not None
-        if said == self.saved:
+        rewrite = self.beside.rewrite
+        if (said, rewrite) == (self.saved, self.saved_rewrite):
             return  # a key held down, where the pair stays
-        if self.retry is None or self.retry[0] != said:
-            self.retry = (said, new_uuid())
+        if self.retry is None or self.retry[:2] != (said, rewrite):
+            self.retry = (said, rewrite, new_uuid())
         self.mark(said.verdict, "picked")
         elapsed = round((time.monotonic() - self.shown_clock) * 1000)
         advance = self.app.workspace.config.judge.auto_advance
         try:
             following = self.app.seat.judge(
-                self.pair.pair_id, said, self.retry[1], self.shown_at, elapsed,
-                rewrite=self.beside.rewrite, advance=advance,
+                self.pair.pair_id, said, self.retry[2], self.shown_at, elapsed,
+                rewrite=rewrite, advance=advance,
             )  # fmt: skip
         except CuratorError as error:
             self.notice(f"not saved (press {key} to try again): {error}", failed=True)
@@ -295,7 +297,10 @@ class JudgeScreen(Screen[None]):
         if advance:
             self.show(following)
         else:
-            self.saved, self.retry = said, None
+            self.saved, self.saved_rewrite, self.retry = said, rewrite, None
+            if following is not None:  # the same pair, without the drafts that are kept now
+                self.pair = replace(self.pair, drafts=following.drafts)
+                self.show_marks()
             self.notice(f"{text} · enter: the next pair")
         between.offer_round(self)
 

@@ -139,14 +139,23 @@ def _rewrite(screen: JudgeScreen, side: Verdict) -> None:
     name = f"rewrite_{side.value}"
     reply = pair.left if side is Verdict.LEFT else pair.right
     kept = screen.beside.rewrite
+    nothing = {"", *(bare(each) for each in (pair.left, pair.right))}
+
+    def draft(text: str) -> bool:
+        return _draft(screen, name, "" if bare(text) in nothing else text)
+
     text = _begun(pair, name) or (kept.text if kept and kept.side is side else reply)
 
     def keep(text: str | None) -> None:
         if text is None:
             screen.show_marks()
             return
-        if bare(text) in _nothing_new(pair):
-            _draft(screen, name, "")
+        if bare(text) in nothing:
+            draft("")
+            if kept is not None and kept.side is not side:
+                screen.notice("that is no rewrite; the other reply's still goes with your pick.")
+                screen.show_marks()
+                return
             screen.say_beside(rewrite=None)
             screen.notice("no rewrite goes with your pick: it says what a reply says, or nothing.")
             return
@@ -155,14 +164,7 @@ def _rewrite(screen: JudgeScreen, side: Verdict) -> None:
             screen.notice("now judge the two as they are: your rewrite is kept with your pick.")
 
     letter = "A" if side is Verdict.LEFT else "B"
-    screen.app.push_screen(
-        RewriteScreen(pair, letter, reply, text, lambda text: _draft(screen, name, text)), keep
-    )
-
-
-def _nothing_new(pair: Shown) -> set[str]:
-    """Return the texts that are no rewrite: none, and what the replies say."""
-    return {"", *(bare(text) for text in (pair.left, pair.right))}
+    screen.app.push_screen(RewriteScreen(pair, letter, reply, text, draft), keep)
 
 
 def _show_found(screen: JudgeScreen, find: Callable[[], Shown | None], none: str) -> None:

@@ -304,3 +304,33 @@ def test_a_pair_is_held_as_long_as_lines_are_read(
         mode.do(mode.ask(""))
         with db.reading(workspace.engine) as session:
             assert session.exec(select(Lease)).one().expires_at > time.time() + LEASE_SECONDS / 2
+
+
+def test_an_unseen_rewrite_is_none_and_leaves_the_other_replys(
+    workspace: Workspace, add_pairs: AddPairs
+) -> None:
+    add_pairs(workspace, 2)
+    done = annotate(workspace, "e", "\u200b", ".", "a", "e", "Mine.", ".", "E", ".", "b")
+    assert "the other reply's still goes with your pick" in done.stdout.decode()
+    first, second = rows(workspace)
+    assert first.rewrite_id is None and second.rewrite_id is not None
+
+
+@pytest.mark.parametrize("way", ["to and fro", "leaving"])
+def test_what_could_not_be_kept_is_tried_again_on_going(
+    workspace: Workspace, add_pairs: AddPairs, way: str
+) -> None:
+    add_pairs(workspace, 2)
+    note = "word " * 4_000
+    with take_seat_in_lines(workspace) as (mode, out):
+        mode.show(mode.seat.next())
+        limit_pages(workspace, 0)
+        mode.do(f"n {note}")
+        assert "not on the disk yet" in out.getvalue()
+        limit_pages(workspace, 1000)
+        if way == "to and fro":
+            mode.do("]")
+        else:
+            mode.draft_again()
+    with db.reading(workspace.engine) as session:
+        assert [d.text for d in session.exec(select(Draft))] == [note.strip()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 from sqlmodel import select
@@ -17,7 +18,7 @@ from curator.tui.rewrite_screen import RewriteScreen
 from curator.workspace import Workspace
 from tests.conftest import AddPairs
 from tests.curator.test_app import painted, play, rows, until
-from tests.curator.test_judge import exported
+from tests.curator.test_judge import ONCE, exported, with_settings
 
 
 def test_a_rewrite_is_preferred_over_both(workspace: Workspace, add_pairs: AddPairs) -> None:
@@ -261,3 +262,56 @@ def test_an_editor_stays_open_until_its_words_are_on_the_disk(
 
     play(workspace, script)
     assert rows(workspace)[0].rewrite_id is not None and drafts(workspace) == {}
+
+
+def test_a_rewrite_after_a_pick_that_stays_is_saved_and_so_is_its_removal(
+    tmp_path: Path, add_pairs: AddPairs
+) -> None:
+    place = with_settings(tmp_path, ONCE + "auto_advance = false\n")
+    add_pairs(place, 2)
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        await pilot.press("a", "e")
+        app.screen.query_one(TextArea).text = "My own words."
+        assert isinstance(app.screen, RewriteScreen) and app.screen.draft()
+        await pilot.press("ctrl+s")
+        assert "rewrite of A goes with your pick" in painted(app)
+        assert "was begun" not in painted(app) and drafts(place) == {}
+        await pilot.press("e", "ctrl+r", "ctrl+s")
+        assert "goes with your pick" not in str(app.screen.query_one("#marks", Static).render())
+
+    play(place, script)
+    written = [row.rewrite_id is not None for row in rows(place)]
+    assert written == [False, True, False]
+
+
+def test_a_draft_that_is_the_reply_again_is_none(workspace: Workspace, add_pairs: AddPairs) -> None:
+    add_pairs(workspace, 1)
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        await pilot.press("e", "z")
+        screen = app.screen
+        assert isinstance(screen, RewriteScreen)
+        assert screen.draft() and len(drafts(workspace)) == 1
+        await pilot.press("backspace", "escape")
+        assert "was begun" not in painted(app)
+
+    play(workspace, script)
+    assert drafts(workspace) == {}
+
+
+def test_no_rewrite_of_one_reply_leaves_the_other_ones(
+    workspace: Workspace, add_pairs: AddPairs
+) -> None:
+    add_pairs(workspace, 1)
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        await pilot.press("e")
+        app.screen.query_one(TextArea).text = "My own words."
+        await pilot.press("ctrl+s", "E", "ctrl+s")
+        assert "the other reply's still goes with your pick" in painted(app)
+        await pilot.press("a")
+
+    play(workspace, script)
+    (row,) = rows(workspace)
+    assert row.rewrite_id is not None
