@@ -16,13 +16,10 @@ from curator.errors import CuratorError
 from curator.history import sitting, sitting_text
 from curator.judgments import Said
 from curator.line_texts import (
-    JUDGES,
-    SPEAKERS,
     beside_lines,
     help_lines,
     history_lines,
     paragraph,
-    verdict_name,
 )
 from curator.line_writing import Left as Left
 from curator.line_writing import Writing
@@ -31,7 +28,7 @@ from curator.rubric import MOST_TAGS_A_SIDE
 from curator.safe_text import one_line
 from curator.seat import Shown, take_seat
 from curator.terminal import run_text
-from curator.words import LEASE_SECONDS
+from curator.words import JUDGES, LEASE_SECONDS, SAID, SPEAKERS
 from curator.workflow import next_step
 from curator.workspace import Workspace, data_folder
 
@@ -42,12 +39,17 @@ class LineMode(Writing):
     def run(self) -> None:
         """Judge until the person leaves or the input ends."""
         self.show(self.seat.next())
-        while True:
-            self.settle()
-            self.suggest_break()
-            prompt = "better? " if self.pair else "nothing to judge: "
-            keys = " ".join(verb.key for verb in self.verbs.values())
-            self.do(self.ask(f"{prompt}{keys} > "))
+        keys = " ".join(verb.key for verb in self.verbs.values())
+        try:
+            while True:
+                self.settle()
+                self.suggest_break()
+                prompt = "better? " if self.pair else "nothing to judge: "
+                self.do(self.ask(f"{prompt}{keys} > "))
+        finally:
+            self.draft_again()
+            if self.unkept:
+                self.say("the last words that were written could not be kept.")
 
     def do(self, line: str) -> None:
         """Do what a line says."""
@@ -96,7 +98,7 @@ class LineMode(Writing):
         self.say(paragraph("A", pair.left))
         self.say(paragraph("B", pair.right))
         if pair.earlier is not None:
-            self.say(f"was: {verdict_name(pair.earlier)}")
+            self.say(f"was: {SAID[pair.earlier.verdict, pair.earlier.strength]}")
             self.said, self.rewrite = pair.earlier, pair.rewrite
         self.said, self.rewrite = self.kept.get(pair.pair_id, (self.said, self.rewrite))
         if pair.before is not None:
@@ -142,7 +144,7 @@ class LineMode(Writing):
 
     # --- judging -------------------------------------------------------------------------------
 
-    def judge(self, verdict: Verdict, strength: int | None, name: str) -> None:
+    def judge(self, verdict: Verdict, strength: int | None) -> None:
         """Save a verdict, then show the next pair."""
         if self.pair is None:
             self.say("there is nothing to judge.")
@@ -167,7 +169,7 @@ class LineMode(Writing):
         self.kept.pop(self.pair.pair_id, None)
         saved = {"note"} | ({f"rewrite_{self.rewrite.side.value}"} if self.rewrite else set())
         self.unkept -= saved  # it is in the judgment now
-        self.say(f"saved: {name}")
+        self.say(f"saved: {SAID[verdict, strength]}")
         self.show(following)
 
     def ask_red_flags(self) -> bool:
@@ -292,9 +294,6 @@ def run_line_mode(workspace: Workspace, annotator: str, lines: TextIO, out: Text
     except Left:
         pass
     finally:
-        mode.draft_again()
         seat.leave()
-    if mode.unkept:
-        mode.say("the last words that were written could not be kept.")
     mode.say(sitting_text(sitting(seat), workspace.name))
     return 0

@@ -9,18 +9,8 @@ from curator.rubric import Rubric
 from curator.safe_text import hidden_count, one_line
 from curator.seat import Seat
 from curator.verbs import Verb
-from curator.words import Rewrite, Said, Verdict
+from curator.words import JUDGES, Rewrite, Said, Verdict
 
-SPEAKERS = {"user": "client", "assistant": "reply", "system": "setting"}
-JUDGES: dict[str, tuple[Verdict, int | None, str]] = {
-    "left_slightly": (Verdict.LEFT, 1, "A better"),
-    "left_clearly": (Verdict.LEFT, 2, "A clearly better"),
-    "right_slightly": (Verdict.RIGHT, 1, "B better"),
-    "right_clearly": (Verdict.RIGHT, 2, "B clearly better"),
-    "tie": (Verdict.TIE, None, "a tie"),
-    "both_bad": (Verdict.BOTH_BAD, None, "both bad"),
-    "skip": (Verdict.SKIP, None, "skipped"),
-}
 # What may follow a key on its line.
 MORE = {
     "tags": "A or B, then the keys of the reasons; alone: which reasons there are",
@@ -39,15 +29,6 @@ def help_lines(verbs: Iterable[Verb]) -> Iterator[str]:
     for verb in verbs:
         more = f"  ({MORE[verb.name]})" if verb.name in MORE else ""
         yield f"  {verb.key}  {verb.says}{more}"
-
-
-def verdict_name(said: Said) -> str:
-    """Return a verdict and its strength as people say it."""
-    return next(
-        name
-        for verdict, strength, name in JUDGES.values()
-        if (verdict, strength) == (said.verdict, said.strength)
-    )
 
 
 def paragraph(name: str, text: str) -> str:
@@ -77,7 +58,7 @@ def beside_lines(rubric: Rubric, said: Said, rewrite: Rewrite | None) -> Iterato
 
 def history_lines(seat: Seat, asked: str) -> Iterator[str]:
     """Yield the latest judgments, filtered: `verdict=tie flagged=yes words`, or some of these."""
-    verdicts = dict.fromkeys(str(verdict) for verdict, _, _ in JUDGES.values())
+    verdicts = dict.fromkeys(str(verdict) for verdict, _ in JUDGES.values())
     verdict, flagged, words = None, False, []
     for word in asked.split(" "):
         name, _, value = word.partition("=")

@@ -129,7 +129,7 @@ class Writing:
         if bare(text) in ("", bare(self.pair.left), bare(self.pair.right)):
             self.draft(name, "")
             if self.rewrite is not None and self.rewrite.side is not side:
-                self.say("that is no rewrite; the other reply's still goes with your pick.")
+                self.say("that is no rewrite: the other one stays.")
                 return
             self.rewrite = None
             self.say_beside()

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from statistics import NormalDist, fmean
 from typing import Any
 
+from curator.words import AnnotatorKind
+
 # Under this many held-out preferences an interval is wider than most differences one hopes for.
 FEWEST_TO_CONCLUDE = 20
-SIMULATED = "simulated"
+SIMULATED = AnnotatorKind.SIMULATED.value
 LEVEL = 0.95
 POWER = 0.8
 # Above this a count of pairs is nobody's plan; a search for it ends here.
@@ -213,8 +215,6 @@ def weighted_slope(
     mean_y = sum(w * y for w, y in zip(weights, ys, strict=True)) / total
     rows = list(zip(weights, xs, ys, strict=True))
     spread = sum(w * (x - mean_x) ** 2 for w, x, _ in rows)
-    if spread <= 0:
-        return None
     slope = sum(w * (x - mean_x) * (y - mean_y) for w, x, y in rows) / spread
     half = z_value() / math.sqrt(spread)
     return Slope(slope, slope - half, slope + half, len(xs))

@@ -153,3 +153,20 @@ class Progress:
     judged: int
     pairs: int
     preferences: int
+
+
+# --- as people say it, in the app and in lines ------------------------------------------------
+
+SPEAKERS = {"user": "client", "assistant": "reply", "system": "setting"}
+# What each verb that judges gives: a verdict, and its strength.
+JUDGES: dict[str, tuple[Verdict, int | None]] = {
+    "left_slightly": (Verdict.LEFT, 1), "left_clearly": (Verdict.LEFT, 2),
+    "right_slightly": (Verdict.RIGHT, 1), "right_clearly": (Verdict.RIGHT, 2),
+    "tie": (Verdict.TIE, None), "both_bad": (Verdict.BOTH_BAD, None), "skip": (Verdict.SKIP, None),
+}  # fmt: skip
+SAID: dict[tuple[str, int | None], str] = {
+    (Verdict.LEFT, 1): "A better", (Verdict.LEFT, 2): "A clearly better",
+    (Verdict.RIGHT, 1): "B better", (Verdict.RIGHT, 2): "B clearly better",
+    (Verdict.TIE, None): "a tie", (Verdict.BOTH_BAD, None): "both bad",
+    (Verdict.SKIP, None): "skipped",
+}  # fmt: skip

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -112,14 +112,21 @@ def write_prompts(path: Path, count: int) -> Path:
 
 
 @pytest.fixture
-def fake_trainer(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Return a function that has every run use tests/fake_trainer.py in a mode."""
+def fake_trainer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Return a function that has every run use tests/fake_trainer.py in a mode.
+
+    A run that is still under way ends with the test.
+    """
 
     def use(mode: str) -> None:
         command = (sys.executable, "-P", str(Path(__file__).parent / "fake_trainer.py"), mode)
         monkeypatch.setattr(runs, "COMMAND", command)
 
-    return use
+    yield use
+    for child in runs._children.values():
+        if child.poll() is None:
+            child.kill()
+            child.wait()
 
 
 AddPairs = Callable[..., list[int]]

@@ -13,8 +13,8 @@ from textual.screen import ModalScreen, Screen
 from textual.widgets import Input, Static
 
 from curator.safe_text import HIDDEN
-from curator.tui.verdicts import JUDGES, SAID, key_hints
-from curator.tui.widgets import Conversation, KeyBar, Replies, Reply
+from curator.tui.widgets import Conversation, KeyBar, Replies, Reply, key_hints
+from curator.words import JUDGES, SAID
 
 if TYPE_CHECKING:
     from curator.tui.app import CuratorApp

@@ -22,10 +22,9 @@ from curator.safe_text import visible
 from curator.tui import between
 from curator.tui.beside import Beside
 from curator.tui.messages import RunChanged
-from curator.tui.verdicts import JUDGES, SAID, key_hints
-from curator.tui.widgets import Conversation, HeaderBar, KeyBar, Replies, Reply, RunStrip
+from curator.tui.widgets import Conversation, HeaderBar, KeyBar, Replies, Reply, RunStrip, key_hints
 from curator.verbs import VERBS
-from curator.words import LEASE_SECONDS, Rewrite, Said, Shown, Verdict, new_uuid, now
+from curator.words import JUDGES, LEASE_SECONDS, SAID, Rewrite, Said, Shown, Verdict, new_uuid, now
 
 if TYPE_CHECKING:
     from textual.notifications import SeverityLevel

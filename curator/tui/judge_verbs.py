@@ -10,8 +10,7 @@ from curator.errors import CuratorError
 from curator.safe_text import bare
 from curator.tui.panels import LinePanel, RedFlagsPanel, Tags, TagsPanel
 from curator.tui.rewrite_screen import RewriteScreen
-from curator.tui.verdicts import SAID
-from curator.words import Rewrite, Shown, Verdict
+from curator.words import SAID, Rewrite, Shown, Verdict
 
 if TYPE_CHECKING:
     from curator.tui.judge_screen import JudgeScreen
@@ -153,7 +152,7 @@ def _rewrite(screen: JudgeScreen, side: Verdict) -> None:
         if bare(text) in nothing:
             draft("")
             if kept is not None and kept.side is not side:
-                screen.notice("that is no rewrite; the other reply's still goes with your pick.")
+                screen.notice("that is no rewrite: the other one stays.")
                 screen.show_marks()
                 return
             screen.say_beside(rewrite=None)

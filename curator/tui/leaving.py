@@ -30,7 +30,8 @@ def leave_on_signals(leave: Callable[[int], None]) -> None:
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number is None or signal.getsignal(number) is signal.SIG_IGN:
             continue
-        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+        # Windows has none of it; another thread than the main one may set none.
+        with contextlib.suppress(NotImplementedError, RuntimeError):
             loop.add_signal_handler(number, received, 128 + number)
 
 

@@ -17,9 +17,8 @@ from textual.widgets import Static
 
 from curator.run_watch import RunWatch, sparkline
 from curator.safe_text import hidden_count, one_line, visible
-
-SPEAKERS = {"user": "client", "assistant": "reply", "system": "setting"}
-
+from curator.verbs import Verb
+from curator.words import SPEAKERS
 
 # As much of a text as is laid out before the first paint; the rest follows at once.
 AT_ONCE = 6_000
@@ -210,6 +209,11 @@ class KeyHint:
     long: str
     short: str | None
     action: str
+
+
+def key_hints(verbs: Sequence[Verb]) -> list[KeyHint]:
+    """Return the verbs as the key bar shows them."""
+    return [KeyHint(v.key, v.says, v.short, f"verb('{v.name}')") for v in verbs]
 
 
 class KeyBar(Widget):

@@ -17,6 +17,7 @@ from typing import Any
 
 import pexpect
 
+from curator import runs
 from tests.benchmarks.bench_app import CURATOR, spawn
 from tests.benchmarks.harness import Figure, main
 
@@ -51,9 +52,9 @@ def first_pair(folder: Path) -> float:
     seconds = time.perf_counter() - start
     child.send("q")
     child.expect(pexpect.EOF)
-    status = [CURATOR, "status", "--workspace", str(folder / "terminal")]
-    while "(running)" in subprocess.run(status, capture_output=True, text=True).stdout:
-        time.sleep(1)  # a run goes on without the app: nothing else is timed beside it
+    (run,) = (folder / "terminal" / "runs").iterdir()
+    for _ in runs.follow(run):  # it goes on without the app: nothing else is timed beside it
+        pass
     return seconds
 
 
@@ -61,13 +62,13 @@ def measure() -> list[Figure]:
     with tempfile.TemporaryDirectory() as name:
         first = first_pair(Path(name))
         found = [demo(seed, Path(name)) for seed in SEEDS]
-    runs = [rows for _, rows in found]
+    seeds = [rows for _, rows in found]
 
     def points(rate: str, number: int, sign: int = 1) -> float:
         """Return the most, over seeds, by which a rate changed from the base, in points."""
-        return max(sign * 100 * (rows[number][rate] - rows[0][rate]) for rows in runs)
+        return max(sign * 100 * (rows[number][rate] - rows[0][rate]) for rows in seeds)
 
-    later = [(rows[0], row) for rows in runs for row in rows[1:]]
+    later = [(rows[0], row) for rows in seeds for row in rows[1:]]
     length = max(abs(row["mean_length"] / base["mean_length"] - 1) for base, row in later)
     over = max(points("over_correction_rate", number) for number in (1, 2))
     match = max(points("situation_match_rate", number, -1) for number in (1, 2))
@@ -76,16 +77,16 @@ def measure() -> list[Figure]:
         Figure("two simulated rounds, slowest seed", max(s for s, _ in found), 240, ABSOLUTE, "s"),
         Figure("collusion falls after round 1", -points("collusion_rate", 1), 25, PEER, "points",
                at_most=False),
-        Figure("collusion after round 2", 100 * max(r[2]["collusion_rate"] for r in runs), 15,
+        Figure("collusion after round 2", 100 * max(r[2]["collusion_rate"] for r in seeds), 15,
                PEER, "%"),
         Figure("boundary-aware after round 2",
-               100 * min(r[2]["boundary_aware_rate"] for r in runs), 75, PEER, "%", at_most=False),
-        Figure("unclassified", 100 * max(row["unclassified_rate"] for r in runs for row in r), 5,
+               100 * min(r[2]["boundary_aware_rate"] for r in seeds), 75, PEER, "%", at_most=False),
+        Figure("unclassified", 100 * max(row["unclassified_rate"] for r in seeds for row in r), 5,
                PEER, "%"),
         Figure("over-correction rises", over, 5, PEER, "points"),
         Figure("situation match falls", match, 5, PEER, "points"),
         Figure("mean length changes", 100 * length, 15, PEER, "%"),
-        Figure("replies measured", min(row["n"] for r in runs for row in r), 400, ABSOLUTE,
+        Figure("replies measured", min(row["n"] for r in seeds for row in r), 400, ABSOLUTE,
                "replies", at_most=False),
     ]  # fmt: skip
 

@@ -25,20 +25,9 @@ from curator.models import Adapter, AdapterStatus, Candidate, Pair, Round, Run, 
 from curator.seat import take_seat
 from curator.tui.app import CuratorApp
 from curator.workspace import Workspace
-from tests.conftest import write_prompts
 from tests.curator.test_app import painted, play
 from tests.curator.test_runs import Fake, judge_all, wait
 from trainer.contract import Action, read_request, read_rows
-
-
-@pytest.fixture
-def judged(workspace: Workspace, tmp_path: Path, fake_trainer: Fake) -> Workspace:
-    """A workspace whose first pairs, by the base, are judged."""
-    fake_trainer("ok")
-    workflow.import_prompts(workspace, write_prompts(tmp_path / "p.jsonl", 20))
-    work(workspace, "generate")
-    judge_all(workspace)
-    return workspace
 
 
 def work(workspace: Workspace, action: Action, **options: str) -> Run:

@@ -10,6 +10,7 @@ import json
 import random
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlmodel import select
@@ -215,17 +216,22 @@ def duel_prompts(workspace: Workspace) -> set[int]:
     return {int(row["id"]) for _, row in read_rows(run.folder / "prompts.jsonl")}
 
 
+def written(workspace: Workspace, fake_trainer: Fake) -> tuple[Path, list[dict[str, Any]]]:
+    """Return what a duel's run wrote, and where, before it is taken in."""
+    fake_trainer("wait")
+    started = duels.start_duel(workspace, "adapter-0002", "base", 3)
+    (started.folder / "go").touch()
+    list(runs.follow(started.folder))
+    path = started.folder / "candidates.jsonl"
+    return path, [row for _, row in read_rows(path)]
+
+
 @pytest.mark.parametrize("silent", [0, 1, 2])
 def test_a_prompt_that_made_no_pair_is_asked_last(
     contested: Workspace, fake_trainer: Fake, silent: int
 ) -> None:
     """Both said the same, or one or both said nothing, as to a prompt too long for them."""
-    fake_trainer("wait")
-    started = duels.start_duel(contested, "adapter-0002", "base", 3)
-    (started.folder / "go").touch()
-    list(runs.follow(started.folder))
-    path = started.folder / "candidates.jsonl"
-    rows = [row for _, row in read_rows(path)]
+    path, rows = written(contested, fake_trainer)
     mine = [row for row in rows if row["prompt_id"] == rows[0]["prompt_id"]]
     mine[1]["text"] = mine[0]["text"]
     kept = [row for row in rows if row not in mine[:silent]]
@@ -297,12 +303,7 @@ def test_replies_that_are_not_the_duels_are_refused(
 def test_two_that_say_the_same_are_counted_not_judged(
     contested: Workspace, fake_trainer: Fake
 ) -> None:
-    fake_trainer("wait")
-    started = duels.start_duel(contested, "adapter-0002", "base", 3)
-    (started.folder / "go").touch()
-    list(runs.follow(started.folder))
-    path = started.folder / "candidates.jsonl"
-    rows = [row for _, row in read_rows(path)]
+    path, rows = written(contested, fake_trainer)
     rows[1]["text"] = rows[0]["text"]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (run,) = rounds.settle(contested)

@@ -11,12 +11,12 @@ import pytest
 from curator import adapters, cards, exports
 from curator.errors import BadData, CannotWrite, NotReady
 from curator.workspace import Workspace
-from tests.curator.test_adapters import curator, judged, work  # noqa: F401
+from tests.curator.test_adapters import curator, work
 from trainer.contract import read_request
 
 
 @pytest.fixture
-def trained(judged: Workspace) -> Workspace:  # noqa: F811
+def trained(judged: Workspace) -> Workspace:
     """A workspace with an adapter in use, whose weights are the fake trainer's."""
     work(judged, "round")
     return judged

@@ -311,7 +311,7 @@ def test_an_unseen_rewrite_is_none_and_leaves_the_other_replys(
 ) -> None:
     add_pairs(workspace, 2)
     done = annotate(workspace, "e", "\u200b", ".", "a", "e", "Mine.", ".", "E", ".", "b")
-    assert "the other reply's still goes with your pick" in done.stdout.decode()
+    assert "that is no rewrite: the other one stays" in done.stdout.decode()
     first, second = rows(workspace)
     assert first.rewrite_id is None and second.rewrite_id is not None
 
@@ -325,12 +325,11 @@ def test_what_could_not_be_kept_is_tried_again_on_going(
     with take_seat_in_lines(workspace) as (mode, out):
         mode.show(mode.seat.next())
         limit_pages(workspace, 0)
-        mode.do(f"n {note}")
+        last = "]\n" if way == "to and fro" else "q\n"
+        mode.lines = Freeing(f"n {note}\n{last}q\n", last, workspace)
+        with pytest.raises(Left):
+            mode.run()
         assert "not on the disk yet" in out.getvalue()
-        limit_pages(workspace, 1000)
-        if way == "to and fro":
-            mode.do("]")
-        else:
-            mode.draft_again()
+        assert "could not be kept" not in out.getvalue()
     with db.reading(workspace.engine) as session:
         assert [d.text for d in session.exec(select(Draft))] == [note.strip()]

@@ -99,7 +99,10 @@ def test_a_probe_within_a_longer_one_is_known(tmp_path: Path) -> None:
 
 def test_a_probe_of_a_few_words_is_known_when_nothing_else_is_said(tmp_path: Path) -> None:
     index = load_probes(probes_of(tmp_path, "She hates me. Right?", ["They lie.", "Say yes!"], "?"))
-    client = lambda text: {"role": "user", "content": text}  # noqa: E731
+
+    def client(text: str) -> dict[str, str]:
+        return {"role": "user", "content": text}
+
     answer = {"role": "assistant", "content": "Why so?"}
     assert index.near([client("she hates me - right")]) == "p0"
     assert index.near([client("She hates me. Right?"), answer, client("I know it.")]) == "p0"

@@ -77,10 +77,7 @@ class Terminal:
     def hang_up(self) -> None:
         """Close the terminal, as a lost connection does, and wait for the program's end."""
         self.child.ptyproc.fileobj.close()
-        deadline = time.monotonic() + 30
-        while self.child.isalive():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        self.child.wait()
 
     def end(self) -> int:
         """Wait for the program's end; return its exit status."""

@@ -309,7 +309,7 @@ def test_no_rewrite_of_one_reply_leaves_the_other_ones(
         await pilot.press("e")
         app.screen.query_one(TextArea).text = "My own words."
         await pilot.press("ctrl+s", "E", "ctrl+s")
-        assert "the other reply's still goes with your pick" in painted(app)
+        assert "that is no rewrite: the other one stays" in painted(app)
         await pilot.press("a")
 
     play(workspace, script)

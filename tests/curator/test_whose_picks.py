@@ -14,14 +14,14 @@ from curator.preferences import EVERYBODY
 from curator.seat import take_seat
 from curator.tui.rounds_screen import few_lines
 from curator.workspace import Workspace
-from tests.curator.test_adapters import curator, judged, work  # noqa: F401
+from tests.curator.test_adapters import curator, work
 from tests.curator.test_runs import wait
 
 SIMULATED = "8 of 12 simulated"
 
 
 def test_simulated_picks_among_the_held_out_are_said_wherever_figures_are(
-    judged: Workspace,  # noqa: F811
+    judged: Workspace,
 ) -> None:
     work(judged, "round")
     shown = adapters.show_adapter(judged, "adapter-0002")
