@@ -33,7 +33,7 @@ from trainer.contract import (
     sha256_file,
     write_manifest,
 )
-from trainer.processes import is_first, world_size
+from trainer.processes import end_if_asked, is_first, stop, world_size
 from trainer.work import Work
 
 # Read by the libraries when they are imported, so set before: no telemetry (TRL reports every
@@ -77,6 +77,7 @@ def versions() -> dict[str, str]:
 
 def finish(work: Work, started: float) -> None:
     """Write the manifest: from here on the run is finished."""
+    end_if_asked()
     work.manifest = {
         "schema": SCHEMA,
         "action": work.request.action,
@@ -137,11 +138,6 @@ def tell(message: str) -> None:
     print(f"trainer: {shown}", file=sys.stderr, flush=True)
 
 
-def stop(signum: int, frame: object) -> None:
-    """Turn a termination signal into an orderly end."""
-    raise SystemExit(143)
-
-
 def main(arguments: list[str]) -> int:
     """Check the folder, take its lock, and perform the run."""
     if len(arguments) != 1 or arguments[0].startswith("-"):
@@ -158,6 +154,8 @@ def main(arguments: list[str]) -> int:
     with contextlib.suppress(ContractError):  # what is wrong with it is said below
         os.environ.update(ONLINE if read_request(folder).action == "pull" else {})
     signal.signal(signal.SIGTERM, stop)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored: nohup
+        signal.signal(signal.SIGINT, stop)
     if hasattr(os, "nice"):
         os.nice(5)  # somebody may be judging beside it
     if not is_first():

@@ -1,4 +1,4 @@
-"""Which of the processes that an engine (torchrun, accelerate) started this one is.
+"""Which of the processes that an engine (torchrun, accelerate) started this one is, and its end.
 
 The engine tells by environment variables; without one there is a single process.
 """
@@ -6,6 +6,26 @@ The engine tells by environment variables; without one there is a single process
 from __future__ import annotations
 
 import os
+import signal
+
+_asked: list[int] = []
+"""The signals that asked this process to stop."""
+
+
+def stop(signum: int, frame: object) -> None:
+    """Turn a signal into an orderly end: KeyboardInterrupt for SIGINT, else SystemExit(143).
+
+    Python drops what is raised while it collects garbage or runs a weak reference's callback, so
+    the signal is remembered as well: see `end_if_asked`.
+    """
+    _asked.append(signum)
+    end_if_asked()
+
+
+def end_if_asked() -> None:
+    """Raise what `stop` raised, if Python dropped it; called with every event."""
+    if _asked:
+        raise KeyboardInterrupt if _asked[0] == signal.SIGINT else SystemExit(143)
 
 
 def world_size() -> int:

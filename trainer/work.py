@@ -27,7 +27,7 @@ from trainer.contract import (
     write_rows,
 )
 from trainer.preferences import Preferences, held_out_note, read_preferences
-from trainer.processes import is_first, part, world_size
+from trainer.processes import end_if_asked, is_first, part, world_size
 
 ERRANDS = ("pull", "models", "plan", "rehearse")
 
@@ -60,7 +60,11 @@ class Work:
         self.inputs: Inputs
 
     def emit(self, event: str, **values: Any) -> None:
-        """Append an event to the run's file and print it; the first process does so for all."""
+        """Append an event to the run's file and print it; the first process does so for all.
+
+        A run that was asked to stop ends here, at the latest.
+        """
+        end_if_asked()
         if not is_first():
             return
         row = append_event(self.folder, event, **values)

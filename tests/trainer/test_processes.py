@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +14,9 @@ import pytest
 from tests import tiny
 from tests.trainer.conftest import manifest_of, preference_rows, run_folder
 from tests.trainer.test_survive import events
-from trainer import contract
+from trainer import contract, processes
 from trainer.__main__ import perform
+from trainer.work import Work
 
 pytestmark = [
     pytest.mark.train,
@@ -72,3 +75,20 @@ def test_what_is_not_trained_runs_in_one_process(
     folder = run_folder(tmp_path / "run", None, action="generate", model=str(gemma))
     assert perform(folder) == 65
     assert "generate runs in one process; 2 were started" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("signum", "ends"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_a_stop_that_python_drops_ends_the_run_at_its_next_event(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signum: int, ends: type[BaseException]
+) -> None:
+    """As it does with what is raised while garbage is collected."""
+    monkeypatch.setattr(processes, "_asked", [])
+    work = Work(tmp_path, contract.Request("generate", "model"))
+    work.emit("phase", phase="load")
+    with contextlib.suppress(ends):
+        processes.stop(signum, None)
+    with pytest.raises(ends):
+        work.emit("phase", phase="generate")
+    assert len(contract.read_events(tmp_path)[0]) == 1
