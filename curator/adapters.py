@@ -183,9 +183,9 @@ def _need_folder(workspace: Workspace, adapter: Adapter, otherwise: str = " firs
 def trained_rounds(session: Session) -> list[tuple[int, dict[str, Any]]]:
     """Return (preferences trained on, figures) of every adapter that was evaluated, oldest first.
 
-    Refused ones count: they too say what judging brought. Only those measured with the probes of
-    the newest can be set beside it, and trained, as it was, with simulated picks or without; and
-    held-out accuracies only where simulated picks were held out in both or in neither.
+    Refused ones count: they too say what judging brought. Only those of the newest's base, measured
+    with its probes, can be set beside it, and trained, as it was, with simulated picks or without;
+    and held-out accuracies only where simulated picks were held out in both or in neither.
     """
     found = []
     for adapter in session.exec(select(Adapter).order_by(col(Adapter.id))).all():
@@ -195,10 +195,11 @@ def trained_rounds(session: Session) -> list[tuple[int, dict[str, Any]]]:
         trained = metrics.get("preferences", {}).get("train")
         if figures and isinstance(trained, int):
             taught, held = (SIMULATED in each.get("kinds", {}) for each in (metrics, evaluation))
-            found.append(((evaluation.get("probes_sha256"), taught), held, trained, figures))
+            key = (adapter.base_sha256, evaluation.get("probes_sha256"), taught)
+            found.append((key, held, trained, figures))
     alike = [each for each in found if each[0] == found[-1][0]]
     rounds = []
-    for (_, taught), held, n, figures in alike:
+    for (*_, taught), held, n, figures in alike:
         left_out = () if held == alike[-1][1] else ("held_out_accuracy",)
         told = {name: figure for name, figure in figures.items() if name not in left_out}
         rounds.append((n, {**told, SIMULATED: taught or held}))

@@ -19,10 +19,9 @@ from curator.statistics import (
     newcombe,
     ratio_interval,
     weighted_slope,
-    wilson,
     z_value,
 )
-from trainer.intervals import effective_size, mean_interval
+from trainer.intervals import effective_size, mean_interval, wilson_interval
 
 # Of the texts that come with curator, theirs are in the probes alone (data/README.md): what holds
 # there was not learnt by heart. Imported prompts may have them too: see `figures`.
@@ -47,7 +46,7 @@ def share(values: Sequence[bool], clusters: Sequence[str] | None = None) -> Figu
         return None
     worth = effective_size([float(v) for v in values], clusters) if clusters is not None else n
     value = sum(values) / n
-    figure = {"value": value, "n": n, "interval": list(wilson(value * worth, worth))}
+    figure = {"value": value, "n": n, "interval": list(wilson_interval(value * worth, worth))}
     if clusters is not None and len(set(clusters)) < n:
         figure["clusters"] = len(set(clusters))
         figure["worth"] = worth / n  # for an interval of another level (gates)

@@ -66,9 +66,13 @@ def change_text(name: str, figure: Mapping[str, Any] | None) -> str:
     return f"{value} ({' to '.join(between)})" if between else value
 
 
-def evaluation_text(facts: Mapping[str, Any]) -> str:
-    """Return the figures of an evaluation, every policy beside the others."""
+def evaluation_text(facts: Mapping[str, Any], in_use: str = "in use") -> str:
+    """Return the figures of an evaluation, every policy beside the others.
+
+    `in_use`: what stands behind the adapter that was in use when it ran.
+    """
     policies, names = facts.get("policies", {}), facts.get("names", {})
+    names = {**names, "compare": f"{names.get('compare', 'compare')} ({in_use})"}
     there = [policy for policy in POLICIES if policy in policies]
     if not there:
         return "no figures."
@@ -122,8 +126,7 @@ def few_lines(accuracy: Mapping[str, Any]) -> list[str]:
 
 
 def _head(policy: str, names: Mapping[str, str]) -> str:
-    name = one_line(str(names.get(policy, policy)), 40)
-    return f"{name} (in use)" if policy == "compare" else name
+    return one_line(str(names.get(policy, policy)), 60)
 
 
 def _difference_lines(facts: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
@@ -221,9 +224,11 @@ def adapter_text(facts: Mapping[str, Any]) -> str:
         rows: list[tuple[str, ...]] = [
             (r["verdict"], r["rule"], one_line(r["says"], 300)) for r in rules
         ]
+        lines += ["", "rules, over the figures of its training's end:"]
         lines += ["", table(("verdict", "rule", "figures"), rows)]
     if facts["evaluation"]:
-        lines += ["", evaluation_text(facts["evaluation"])]
+        lines += ["", "figures, as last measured:"]
+        lines += ["", evaluation_text(facts["evaluation"], "in use then")]
     return "\n".join(lines)
 
 
@@ -254,14 +259,16 @@ def _duel_text(each: Mapping[str, Any]) -> str:
         f"{apart}; sign test p = {each['p_value']:.2g}."
     )
     needed = each["settled_by"]
-    if each["p_value"] < 0.05:
+    shared = f", shared out among {each['looks']} duels of these two" if each["looks"] > 1 else ""
+    if each["p_value"] <= each["alpha"]:
         if each["waiting"]:  # a test that is looked at until it pleases passes too often
             return text + f" Not settled while pairs wait to be judged: {each['waiting']}."
-        return text + " Settled at 5 %."
+        return text + f" Settled at 5 %{shared}."
+    text += f" Not settled: it takes p of {each['alpha']:.2g} (5 %{shared})." if shared else ""
     if needed is None:
         return text + " So even a split no reasonable number of pairs would settle."
     if needed <= each["n"]:
-        return text + " A few more pairs would settle it, if the share stays so."
+        return text + " If the share stays so, a few more pairs would settle it."
     return text + f" If the share stays so, {needed} decisive pairs would settle it (80 % power)."
 
 
@@ -299,10 +306,10 @@ def curve_text(curve: Mapping[str, Any]) -> str:
         )
     parts = [
         f"{SHARES[name]} {gain['value'] * 100:+.1f} points ({gain['interval'][0] * 100:+.1f} to "
-        f"{gain['interval'][1] * 100:+.1f})"
+        f"{gain['interval'][1] * 100:+.1f}, {gain['n']} rounds)"
         for name, gain in curve["gains"].items()
     ]
-    text = f"what {curve['step']} more preferences brought, over {curve['rounds']} rounds: "
+    text = f"what {curve['step']} more preferences brought: "
     unclear = all(g["interval"][0] <= 0 <= g["interval"][1] for g in curve["gains"].values())
     end = " No gain can be told from none." if unclear else ""
     few = curve["gains"].get("held_out_accuracy", {}).get("fewest", FEWEST_TO_CONCLUDE)

@@ -208,11 +208,20 @@ def _kind(preference: dict[str, Any]) -> str:
 def _add_adapter(
     session: Session, workspace: Workspace, run: Run, folder: Path, manifest: dict[str, Any]
 ) -> Adapter:
-    """Add a new adapter as proposed, and let the gates decide, unless a person wants to."""
+    """Add a new adapter as proposed, and let the gates decide, unless a person wants to.
+
+    By rule none is put into use in place of one that it was not compared with.
+    """
     name = Path(manifest["adapter"]["path"]).name
+    request, in_use = read_request(folder), store.current_adapter(session)
+    parent, compared = (
+        store.adapter_in(session, named) if named else None
+        for named in (request.adapter, request.compare)
+    )
     judged = gates.judge((run.metrics or {}).get("evaluation", {}), workspace.config.gates)
     adapter = Adapter(
         name=name,
+        parent_id=parent.id if parent else None,
         folder=f"adapters/{name}",
         base_model=manifest["model"]["name"],
         base_sha256=manifest["model"]["sha256"],
@@ -227,7 +236,14 @@ def _add_adapter(
     session.add(adapter)
     session.flush()
     if workspace.config.gates.accept == "rule" and judged.verdict == "pass":
-        store.make_current(session, adapter, f"by rule: {judged.reason}")
+        if in_use is compared:
+            store.make_current(session, adapter, f"by rule: {judged.reason}")
+        else:
+            was, now_in_use = (each.name if each else store.BASE for each in (compared, in_use))
+            adapter.status_reason = (
+                f"waits for you: it was compared with {was}, which was in use when its training "
+                f"began; {now_in_use} is in use now"
+            )
     elif workspace.config.gates.accept == "rule" and judged.verdict == "fail":
         store.decide(session, adapter, AdapterStatus.REFUSED, f"by rule: {judged.reason}")
     run.metrics = {

@@ -7,9 +7,8 @@ near to a text in them may become a prompt.
 from __future__ import annotations
 
 import itertools
-import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,37 +62,28 @@ class ProbeIndex:
         return None
 
 
-def load_probes(folder: Path) -> ProbeIndex:
-    """Read the probes in a data folder. Raises NotReady when the file is missing or damaged."""
-    path = folder / FILE
+def index_probes(rows: Iterable[Mapping[str, Any]]) -> ProbeIndex:
+    """Return the index of the client texts in rows as read_probes returns them."""
     names: list[str] = []
     sizes: list[int] = []
     index: dict[tuple[str, str], list[int]] = defaultdict(list)
     whole: dict[str, str] = {}
-    try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            probe = json.loads(line)
-            said = [m["content"] for m in probe["prompt"] if m["role"] == "user"]
-            if words := _words("\n".join(said)):
-                whole.setdefault(words, str(probe["id"]))
-            for message in probe["prompt"]:
-                # An answer in between is no client's text; a short turn could be anybody's.
-                marks = word_pairs(message["content"])
-                if message["role"] == "user" and len(marks) >= FEWEST_WORDS:
-                    for mark in marks:
-                        index[mark].append(len(names))
-                    names.append(str(probe["id"]))
-                    sizes.append(len(marks))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise NotReady(
-            f"{path} cannot be read ({error}). Curator's own comes with it: install curator anew; "
-            "a workspace's own can be mended or taken away."
-        ) from None
+    for probe in rows:
+        said = [m["content"] for m in probe["prompt"] if m["role"] == "user"]
+        if words := _words("\n".join(said)):
+            whole.setdefault(words, probe["id"])
+        for text in said:  # an answer in between is no client's text
+            marks = word_pairs(text)
+            if len(marks) >= FEWEST_WORDS:  # a short turn could be anybody's
+                for mark in marks:
+                    index[mark].append(len(names))
+                names.append(probe["id"])
+                sizes.append(len(marks))
     return ProbeIndex(tuple(names), tuple(sizes), dict(index), whole)
 
 
 def read_probes(path: Path) -> list[dict[str, Any]]:
-    """Return a probes file's rows, checked: what a run is asked to score.
+    """Return a probes file's rows, checked: what a run is asked to score, and no prompt may be.
 
     Raises NotReady when the file is missing, BadData naming line and fault.
     """

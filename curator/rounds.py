@@ -146,18 +146,17 @@ def _prepare(
         files, left_out = _measured_with(session, workspace, kinds)
     if trains:
         training.check_enough(files[PAIRS], left_out)
-    if evaluates:
-        training.check_apart(workspace, files[PAIRS])
-    drawn: list[Prompt] | None = None
-    if action in ("generate", "round"):
-        drawn = store.prompts_for_round(session, count or config.round.prompts, _order(workspace))
-    elif action == "duel":
-        both, order = (adapter or BASE, compare or BASE), _order(workspace, str(number))
-        drawn = store.prompts_for_duel(session, count or DUEL, order, both)
-    if drawn is not None:
-        files[PROMPTS] = _asked(drawn)
     chained = trains and config.train.strategy == "chained"
     sides = _sides(session, action, current, adapter, compare, chained)
+    if evaluates:
+        measured = [sides[name] for name in ("adapter", "compare") if name in sides]
+        training.check_apart(session, workspace, files[PAIRS], measured)
+    if action in ("generate", "round"):
+        most = count or config.round.prompts
+        files[PROMPTS] = _asked(store.prompts_for_round(session, most, _order(workspace)))
+    elif action == "duel":
+        both, order = (adapter or BASE, compare or BASE), _order(workspace, str(number))
+        files[PROMPTS] = _asked(store.prompts_for_duel(session, count or DUEL, order, both))
     steered = action == "generate" and current is None
     strategy = config.round.first_strategy if steered else config.round.strategy
     request = Request(

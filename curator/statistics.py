@@ -1,8 +1,7 @@
 """How figures are compared: intervals, tests and how many judgments a question needs.
 
-Pure, standard library only. Wilson's and the t interval of a mean at 95 % are in
-trainer.intervals, which both sides import; here Wilson's takes another level and a size that is
-no whole number.
+Pure, standard library only. Wilson's interval of a share and the t interval of a mean are in
+trainer.intervals, which both sides import.
 """
 
 from __future__ import annotations
@@ -14,11 +13,13 @@ from statistics import NormalDist, fmean
 from typing import Any
 
 from curator.words import AnnotatorKind
+from trainer.intervals import wilson_interval
 
 # Under this many held-out preferences an interval is wider than most differences one hopes for.
 FEWEST_TO_CONCLUDE = 20
 SIMULATED = AnnotatorKind.SIMULATED.value
 LEVEL = 0.95
+ALPHA = 0.05
 POWER = 0.8
 # Above this a count of pairs is nobody's plan; a search for it ends here.
 MOST_PAIRS = 100_000
@@ -51,19 +52,6 @@ def z_value(level: float = LEVEL) -> float:
     return NormalDist().inv_cdf(0.5 + level / 2)
 
 
-def wilson(successes: float, n: float, level: float = LEVEL) -> tuple[float, float]:
-    """Return Wilson's score interval of a share (Wilson 1927); (0, 1) when n is 0.
-
-    `n` may be an effective sample size, so neither number need be whole.
-    """
-    if n <= 0:
-        return 0.0, 1.0
-    z2, share = z_value(level) ** 2, successes / n
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = math.sqrt(z2) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
-
-
 # --- two shares of the same rows ----------------------------------------------------------------
 
 
@@ -79,7 +67,9 @@ def newcombe(cells: Sequence[float], level: float = LEVEL) -> tuple[float, float
     if n <= 0:
         raise ValueError("a difference needs at least one row")
     p1, p2 = (both + alone) / n, (both + other) / n
-    (low1, high1), (low2, high2) = wilson(both + alone, n, level), wilson(both + other, n, level)
+    (low1, high1), (low2, high2) = (
+        wilson_interval(ones, n, z_value(level)) for ones in (both + alone, both + other)
+    )
     margins = (both + alone) * (other + neither) * (both + other) * (alone + neither)
     product = both * neither - alone * other
     if product > 0:
@@ -158,30 +148,30 @@ def _tail(n: int, most: int, share: float) -> float:
     )
 
 
-def sign_test_power(n: int, share: float) -> float:
-    """Return the chance that n decisive pairs of a true share give a sign test below 5 %."""
+def sign_test_power(n: int, share: float, alpha: float = ALPHA) -> float:
+    """Return the chance that n decisive pairs of a true share give a sign test of p <= alpha."""
     few, tail = -1, 0
-    while 2 * (tail + math.comb(n, few + 1)) <= (1 - LEVEL) * 2**n:
+    while 2 * (tail + math.comb(n, few + 1)) <= alpha * 2**n:
         few += 1
         tail += math.comb(n, few)
     return 0.0 if few < 0 else _tail(n, few, share) + _tail(n, few, 1 - share)
 
 
-def decisive_pairs_needed(share: float) -> int | None:
+def decisive_pairs_needed(share: float, alpha: float = ALPHA) -> int | None:
     """Return the fewest decisive pairs with which the sign test shows a true share.
 
-    At 5 %, two-sided, with a power of 80 %: exact up to about 400 pairs, above by the normal
+    At `alpha`, two-sided, with a power of 80 %: exact up to about 400 pairs, above by the normal
     approximation (Fleiss, Levin and Paik 2003, 2.4). None for an even split, or above 100,000.
     """
     gap = abs(share - 0.5)
     if gap < 1e-9:
         return None
-    root = z_value() / 2 + NormalDist().inv_cdf(POWER) * math.sqrt(share * (1 - share))
+    root = z_value(1 - alpha) / 2 + NormalDist().inv_cdf(POWER) * math.sqrt(share * (1 - share))
     plain = (root / gap) ** 2
     if plain > MOST_EXACT:
         return math.ceil(plain) if plain <= MOST_PAIRS else None
     n = 1 if plain < 50 else int(0.8 * plain)
-    while sign_test_power(n, share) < POWER:
+    while sign_test_power(n, share, alpha) < POWER:
         n += 1
     return n
 

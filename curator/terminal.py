@@ -148,27 +148,33 @@ def held_out_text(held_out: dict[str, Any], kinds: dict[str, int] | None = None)
 
     `kinds`: how many of the preferences each kind of annotator chose; simulated ones are said.
     """
-    simulated = simulated_text(kinds)
-    low, high = held_out["rewards/accuracies_interval"]
     margin_low, margin_high = held_out["rewards/margins_interval"]
     return (
-        f"held out: accuracy {held_out['rewards/accuracies']:.0%} ({low:.0%} to {high:.0%}), "
+        f"held out: accuracy {accuracy_text(held_out)}, "
         f"margin {held_out['rewards/margins']:.2f} ({margin_low:.2f} to {margin_high:.2f}), "
+        f"{n_text(held_out, kinds)}."
+    )
+
+
+def accuracy_text(held_out: dict[str, Any]) -> str:
+    """Return held-out accuracy with its interval."""
+    low, high = held_out["rewards/accuracies_interval"]
+    return f"{held_out['rewards/accuracies']:.0%} ({low:.0%} to {high:.0%})"
+
+
+def n_text(held_out: dict[str, Any], kinds: dict[str, int] | None = None) -> str:
+    """Return how many held-out preferences there are, whose, and whether they are too few."""
+    simulated = simulated_text(kinds)
+    few = f"; under {FEWEST_TO_CONCLUDE} nothing can be concluded"
+    return (
         f"n = {held_out['n']}{f', {simulated}' if simulated else ''}"
-        f"{too_few_text(apart(held_out))}."
+        f"{few if apart(held_out) < FEWEST_TO_CONCLUDE else ''}"
     )
 
 
 def apart(held_out: dict[str, Any]) -> int:
     """Return how many held-out preferences stand by themselves: those to one prompt are one."""
     return int(min(held_out["n"], held_out.get("prompts", held_out["n"])))
-
-
-def too_few_text(n: int) -> str:
-    """Return, to stand behind n, that so few held-out preferences settle nothing; else nothing."""
-    if n >= FEWEST_TO_CONCLUDE:
-        return ""
-    return f"; under {FEWEST_TO_CONCLUDE} nothing can be concluded"
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

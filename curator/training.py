@@ -14,10 +14,11 @@ from typing import Any
 
 from sqlmodel import Session, col, select
 
+from curator import store
 from curator.errors import BadData, NotReady
-from curator.models import AnnotatorKind, Run, RunState
+from curator.models import Adapter, AnnotatorKind, Run, RunState
 from curator.preferences import Preference
-from curator.probes import load_probes
+from curator.probes import index_probes, read_probes
 from curator.repeats import repeated
 from curator.statistics import flip_rate
 from curator.workspace import Workspace
@@ -42,17 +43,60 @@ def check_enough(rows: Sequence[Mapping[str, Any]], left_out: Counter[str]) -> N
         )
 
 
-def check_apart(workspace: Workspace, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse to train on, or to measure by, what answers a probe or nearly."""
-    index = load_probes(workspace.probes.parent)
+def check_apart(
+    session: Session,
+    workspace: Workspace,
+    rows: Sequence[Mapping[str, Any]],
+    measured: Sequence[str] = (),
+) -> None:
+    """Refuse to train on, or to measure by, what answers a probe or nearly. Raises BadData.
+
+    `measured`: folders of adapters, as a request names them, that the probes are put to: what
+    these learned may count no longer, and was learned all the same.
+    """
+    index = index_probes(read_probes(workspace.probes))
+    apart = (
+        "what a model is measured with must not be what it learns from. Take the probe out of "
+        f"{workspace.probes}"
+    )
     for row in rows:
-        probe = index.near(row["prompt"])
-        if probe is not None:
+        if (probe := index.near(row["prompt"])) is not None:
             raise BadData(
-                f"the preference {row['id']} answers the probe {probe}, or nearly: what a model "
-                "is measured with must not be what it learns from. Take the probe out of "
-                f"{workspace.probes}, or judge that pair again with a skip."
+                f"the preference {row['id']} answers the probe {probe}, or nearly: {apart}, or, "
+                "while no adapter has learned from it, judge that pair again with a skip."
             )
+    for adapter in _lineage(session, measured):
+        for row in _taught(session, workspace, adapter):
+            if (probe := index.near(row["prompt"])) is not None:
+                raise BadData(
+                    f"{adapter.name} has learned from an answer to the probe {probe}, or nearly: "
+                    f"{apart}."
+                )
+
+
+def _lineage(session: Session, folders: Sequence[str]) -> list[Adapter]:
+    """Return the adapters in these folders, and those that they went on from."""
+    found: dict[int | None, Adapter] = {}
+    for folder in folders:
+        adapter = store.adapter_in(session, folder)
+        while adapter is not None and adapter.id not in found:
+            found[adapter.id] = adapter
+            adapter = session.get(Adapter, adapter.parent_id) if adapter.parent_id else None
+    return list(found.values())
+
+
+def _taught(session: Session, workspace: Workspace, adapter: Adapter) -> list[dict[str, Any]]:
+    """Return the preferences an adapter was trained on; none where its run's folder is gone."""
+    run = session.exec(
+        select(Run).where(Run.adapter_id == adapter.id, col(Run.action).in_(("train", "round")))
+    ).first()
+    path = workspace.runs / run.folder / PAIRS if run else None
+    if path is None or not path.is_file():
+        return []
+    try:
+        return [row for _, row in read_rows(path) if row.get("split") == "train"]
+    except ContractError as error:
+        raise BadData(str(error)) from None
 
 
 def _why_few(left_out: Counter[str]) -> str:

@@ -31,7 +31,8 @@ from curator.models import (
     Split,
 )
 from curator.preferences import HUMANS, preferences
-from curator.probes import load_probes
+from curator.probes import FILE as PROBES
+from curator.probes import index_probes, read_probes
 from curator.safe_text import one_line
 from curator.seat import Seat
 from curator.workspace import Workspace, data_folder
@@ -77,7 +78,8 @@ def import_prompts(workspace: Workspace, path: Path, field: str | None = None) -
 
 
 def _refuse_probes(workspace: Workspace, path: Path, rows: list[PromptRow]) -> None:
-    indexes = [load_probes(folder) for folder in {data_folder(), workspace.probes.parent}]
+    paths = {data_folder() / PROBES, workspace.probes}
+    indexes = [index_probes(read_probes(path)) for path in paths]
     for row in rows:
         probe = next(filter(None, (index.near(row.messages) for index in indexes)), None)
         if probe is not None:

@@ -16,17 +16,17 @@ FEW_CLUSTERS = 10
 POISSON_LOWER = {1: 0.0513, 2: 0.3554, 3: 0.8177}
 
 
-def wilson_interval(successes: float, n: float) -> tuple[float, float]:
-    """Return the 95 % Wilson score interval of a share; (0, 1) when n is 0.
+def wilson_interval(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
+    """Return the Wilson score interval of a share, at 95 % unless `z` differs; (0, 1) when n is 0.
 
-    Wilson 1927, without continuity correction. `n` may be an effective sample size, so neither
-    number need be whole.
+    Wilson 1927, without continuity correction. `z`: the standard normal quantile. `n` may be an
+    effective sample size, so neither number need be whole.
     """
     if n <= 0:
         return 0.0, 1.0
-    share, z2 = successes / n, Z95 * Z95
+    share, z2 = successes / n, z * z
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    half = z * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
     # None of n is 0, and all of n is 1: rounding may leave the bound a hair inside.
     return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 

@@ -319,17 +319,14 @@ class CuratorApp(App[None]):
 
     def tell(self, run: Run) -> str:
         """Return what a finished run brought, in one line."""
-        from curator.terminal import adapter_text, fit_text, pairs_text, too_few_text
+        from curator.terminal import accuracy_text, adapter_text, fit_text, n_text, pairs_text
 
         metrics = run.metrics or {}
         parts = [f"the {run.action} is done"]
         held_out = metrics.get("held_out", {})
         if "rewards/accuracies" in held_out:
-            low, high = held_out["rewards/accuracies_interval"]
-            parts.append(
-                f"held-out accuracy {held_out['rewards/accuracies']:.0%} "
-                f"({low:.0%} to {high:.0%}, n = {held_out['n']}{too_few_text(held_out['n'])})"
-            )
+            kinds = metrics.get("evaluation", {}).get("kinds")
+            parts.append(f"held-out accuracy {accuracy_text(held_out)}, {n_text(held_out, kinds)}")
         elif held_out.get("note"):
             parts.append(str(held_out["note"]).rstrip("."))
         if fit_text(metrics.get("preferences", {})):

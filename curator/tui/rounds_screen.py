@@ -29,9 +29,10 @@ KEYS = [
     KeyHint("ctrl+x", "stop the run", "stop", "stop"),
     KeyHint("esc", "back to judging", "back", "back"),
 ]
+# Two lines a head and a row: a table that fits 80 columns is read without scrolling sideways.
 COLUMNS = (
-    "round", "written by", "pairs", "judged", "adapter", "held-out accuracy", "n",
-    "collusion on probes", "over-correction",
+    "\nround", "\nwritten by", "pairs\njudged", "held-out\naccuracy", "collusion\non probes",
+    "\nover-correction",
 )  # fmt: skip
 MOST_WAITING = 3
 
@@ -54,7 +55,7 @@ class RoundsScreen(Screen[None]):
 
     def compose(self) -> ComposeResult:
         yield HeaderBar(id="header")
-        yield DataTable(id="rounds", cursor_type="row", zebra_stripes=True)
+        yield DataTable(id="rounds", cursor_type="row", zebra_stripes=True, header_height=2)
         yield Static(id="run")
         yield Static(id="next")
         yield KeyBar(KEYS, id="keys")
@@ -78,7 +79,7 @@ class RoundsScreen(Screen[None]):
         table = self.query_one(DataTable)
         table.clear()
         for row in round_rows(facts):
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_row(*(Text(cell) for cell in row), height=2)
         lines = few_lines(facts) + waiting_lines(facts)
         if not self.app.run_watch:
             lines.append(self.step.text)
@@ -128,21 +129,23 @@ class RoundsScreen(Screen[None]):
 
 
 def round_rows(facts: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Return a row a round, in the order of COLUMNS."""
+    """Return a row a round, in the order of COLUMNS, each cell of up to two lines."""
     adapters = {adapter["adapter"]: adapter for adapter in facts["adapters"]}
     rows: list[tuple[str, ...]] = []
     for each in facts["rounds"]:
         judged = sum(sum(verdicts.values()) for verdicts in each["judgments"].values())
         adapter = adapters.get(each["written_by"], {})
         held_out = adapter.get("held_out", {})
-        accuracy = "–"
+        accuracy = None
         if "rewards/accuracies" in held_out:
-            low, high = held_out["rewards/accuracies_interval"]
-            accuracy = f"{held_out['rewards/accuracies']:.0%}  ({low:.0%} to {high:.0%})"
+            accuracy = {
+                "value": held_out["rewards/accuracies"], "n": held_out["n"],
+                "interval": held_out["rewards/accuracies_interval"],
+            }  # fmt: skip
         rows.append(
             (
-                str(each["round"]), each["written_by"], str(each["pairs"]), str(judged),
-                str(adapter.get("status", "–")), accuracy, str(held_out.get("n", "–")),
+                str(each["round"]), f"{each['written_by']}\n{adapter.get('status', '')}",
+                f"{judged}\nof {each['pairs']}", rate(accuracy),
                 rate(adapter.get("probe_collusion_rate")),
                 rate(adapter.get("probe_over_correction_rate")),
             )
@@ -151,11 +154,11 @@ def round_rows(facts: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def rate(figure: dict[str, Any] | None) -> str:
-    """Return a rate with its interval, as the table shows it."""
+    """Return a rate with n and its interval below, as the table shows it."""
     if not figure or not figure.get("n"):
         return "–"
     low, high = figure["interval"]
-    return f"{figure['value']:.0%}  ({low:.0%} to {high:.0%})"
+    return f"{figure['value']:.0%}, n = {figure['n']}\n{low:.0%} to {high:.0%}"
 
 
 def few_lines(facts: dict[str, Any]) -> list[str]:

@@ -21,7 +21,17 @@ from textual.pilot import Pilot
 from curator import adapters, cli_evaluation, db, rounds, store, terminal, workflow
 from curator.errors import BadData, CuratorError, NotReady
 from curator.gates import GatesConfig
-from curator.models import Adapter, AdapterStatus, Candidate, Pair, Round, Run, new_uuid
+from curator.judgments import Said
+from curator.models import (
+    Adapter,
+    AdapterStatus,
+    Candidate,
+    Pair,
+    Round,
+    Run,
+    Verdict,
+    new_uuid,
+)
 from curator.seat import take_seat
 from curator.tui.app import CuratorApp
 from curator.workspace import Workspace
@@ -163,6 +173,28 @@ def test_rolling_back_restores_the_earlier_adapter_for_generation(judged: Worksp
     # The next adapter that is accepted has the base before it, not one that was rolled back.
     work(judged, "round")
     assert adapters.rollback(judged).in_use == "base"
+
+
+def test_none_comes_into_use_by_rule_for_one_it_was_not_compared_with(
+    judged: Workspace, fake_trainer: Fake
+) -> None:
+    for _ in range(2):
+        work(judged, "round")
+        judge_all(judged)
+    fake_trainer("wait")
+    started = rounds.start_run(judged, "round")
+    assert adapters.rollback(judged).in_use == "adapter-0002"
+    (started.folder / "go").touch()
+    run = wait(judged, started.folder)
+    assert in_use(judged) == "adapter-0002" and unjudged(judged) == 0
+    facts = adapters.show_adapter(judged, "adapter-0004")
+    assert facts["status"] == "proposed" and facts["gates"]["verdict"] == "pass"
+    assert facts["reason"] == (
+        "waits for you: it was compared with adapter-0003, which was in use when its training "
+        "began; adapter-0002 is in use now"
+    )
+    assert "adapter-0004 is proposed (waits for you" in terminal.run_text(run)
+    assert adapters.accept(judged, "adapter-0004").pairs == 20
 
 
 def test_what_cannot_be_decided_changes_nothing(judged: Workspace) -> None:
@@ -311,6 +343,53 @@ def test_probes_are_needed_and_never_trained_on(judged: Workspace) -> None:
         rounds.start_run(judged, "evaluate")
     with db.reading(judged.engine) as session:
         assert len(session.exec(select(Run)).all()) == 1
+
+
+def test_an_adapter_is_not_measured_with_what_it_learned(judged: Workspace) -> None:
+    work(judged, "round")
+    learned = next(
+        row for _, row in read_rows(judged.runs / "0002-round" / "pairs.jsonl")
+        if row["split"] == "train"
+    )  # fmt: skip
+    probe = {"id": "x", "family": "F01", "kind": "single", "prompt": learned["prompt"],
+             "boundary_aware": "No.", "collusive": "Yes."}  # fmt: skip
+    (judged.path / "probes.jsonl").write_text(json.dumps(probe) + "\n", encoding="utf-8")
+    seat = take_seat(judged, "anna", new_uuid())
+    with pytest.raises(BadData, match="answers the probe x, or nearly.* with a skip"):
+        work(judged, "evaluate")
+    with db.reading(judged.engine) as session:
+        pairs = session.exec(select(Pair.id)).all()
+    for pair in pairs:  # none of these counts any longer
+        seat.open(pair)
+        seat.judge(pair, Said(Verdict.SKIP), new_uuid())
+    seat.leave()
+    said = r"adapter-0002 has learned from an answer to the probe x, .*Take the probe out of"
+    with pytest.raises(BadData, match=said):
+        work(judged, "evaluate")
+    adapters.rollback(judged)
+    assert work(judged, "evaluate").error is None  # the base has learned nothing here
+    with pytest.raises(BadData, match=said):
+        work(judged, "evaluate", adapter="adapter-0002")
+
+
+def test_what_was_in_use_then_is_not_said_to_be_so_now(judged: Workspace) -> None:
+    for _ in range(2):
+        work(judged, "round")
+        judge_all(judged)
+    text = curator(judged, "adapter", "show", "adapter-0003").stdout
+    assert "adapter-0002 (in use then)" in text and "(in use)" not in text
+    heads = "rules, over the figures of its training's end:", "figures, as last measured:"
+    assert text.index(heads[0]) < text.index("over-correction against") < text.index(heads[1])
+
+
+def test_a_curve_is_of_one_base(judged: Workspace) -> None:
+    for _ in range(2):
+        work(judged, "round")
+        judge_all(judged)
+    assert workflow.status(judged)["learning_curve"]["rounds"] == 2
+    with db.writing(judged.engine) as session:
+        session.exec(select(Adapter).where(Adapter.name == "adapter-0002")).one().base_sha256 = "0"
+    assert workflow.status(judged)["learning_curve"]["rounds"] == 1
 
 
 def test_an_evaluation_that_is_none_closes_the_run(judged: Workspace, fake_trainer: Fake) -> None:

@@ -15,10 +15,10 @@ from curator.demo.probes import demo_probes
 from curator.evaluation import figures
 from curator.evaluation_rows import read_evaluation
 from curator.gates import GatesConfig, judge
-from curator.statistics import wilson
 from curator.workspace import data_folder
 from tests.curator.evaluation_rows import Row, probe, write
 from trainer.contract import PROBES, ContractError, read_rows, write_rows
+from trainer.intervals import wilson_interval
 
 Probes = list[dict[str, Any]]
 
@@ -70,7 +70,7 @@ def test_the_interval_of_curators_probes_knows_it(tmp_path: Path) -> None:
     found = measured(tmp_path, probes, {"adapter": twice, "base": set()})
     rate = found["policies"]["adapter"]["probe_collusion_rate"]
     assert (rate["value"], rate["n"], rate["clusters"]) == (0.4, 120, 84)
-    low, high = wilson(48, 120)
+    low, high = wilson_interval(48, 120)
     assert width(rate) > 1.15 * (high - low)
     difference = found["differences"]["base"]["probe_collusion_rate"]
     assert difference["clusters"] == 84 and difference["worth"] < 0.75
@@ -86,7 +86,7 @@ def test_phrasings_of_one_situation_are_not_independent_in_the_demo(tmp_path: Pa
     rate = found["policies"]["adapter"]["probe_over_correction_rate"]
     # Five of ten situations, all eight phrasings of each: known as well as from ten, or a few less.
     assert (rate["value"], rate["n"], rate["clusters"]) == (0.5, 80, 10)
-    low, high = wilson(5, 10)
+    low, high = wilson_interval(5, 10)
     assert width(rate) == pytest.approx(high - low, rel=0.1)
     # Pressed turns belong to the situation they begin with, and to each other.
     clusters = probe_clusters(tmp_path / PROBES)

@@ -180,7 +180,7 @@ def test_results(contested: Workspace) -> None:
     assert nobody["waiting"] == 1  # a skip leaves it for somebody else
     assert human["waiting"] == 0  # and does not keep those who have seen them all from a verdict
     assert human["win_rate"] == pytest.approx(6 / 7) and human["p_value"] == pytest.approx(0.125)
-    assert human["settled_by"] == decisive_pairs_needed(6 / 7)
+    assert human["settled_by"] == decisive_pairs_needed(6 / 7, 0.025)  # more pairs: another look
     held_out = {p.id for p in prompts(contested) if p.split == Split.HELD_OUT}
     with db.reading(contested.engine) as session:
         asked = {pair: session.get_one(Pair, pair).prompt_id for pair in duelled}
@@ -190,10 +190,25 @@ def test_results(contested: Workspace) -> None:
     assert "adapter-0002 against base (human): won 86% (49% to 97%) of n = 7" in text
     assert f"n = 7 decisive pairs, {human['held_out']} of them on held-out prompts" in text
     assert f"{human['settled_by']} decisive pairs would settle it (80 % power)" in text
+    assert (human["looks"], human["alpha"]) == (1, 0.05)
     found = {**human, "p_value": 0.01}
     for left, said in ((2, "Not settled while pairs wait to be judged: 2."), (0, "Settled at 5 %")):
         assert said in evaluation_text.duels_text({"duels": [{**found, "waiting": left}],
                                                    "rankings": []})  # fmt: skip
+
+
+def test_a_result_that_is_looked_at_twice_takes_more_to_be_settled(contested: Workspace) -> None:
+    """Nine of ten won is p = 0.021: enough for one look, and not for three."""
+    for number in (4, 3, 3):
+        start(contested, number)
+        judge(take_seat(contested, "anna", new_uuid()))
+    (found,) = duels.results(contested)["duels"]
+    assert (found["n"], found["looks"]) == (10, 3) and found["alpha"] == pytest.approx(0.05 / 3)
+    text = evaluation_text.duels_text({"duels": [{**found, "p_value": 0.021}], "rankings": []})
+    assert "Not settled: it takes p of 0.017 (5 %, shared out among 3 duels of these two)." in text
+    assert "Settled at 5 %" not in text
+    text = evaluation_text.duels_text({"duels": [{**found, "p_value": 0.016}], "rankings": []})
+    assert "Settled at 5 %, shared out among 3 duels of these two." in text
 
 
 def test_another_duel_asks_what_these_two_were_not_asked(contested: Workspace) -> None:
@@ -344,6 +359,29 @@ def test_a_ranking_says_when_there_is_none(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "statsmodels.genmod.families", None)
     found = rank({**two, ("b", "base"): Tally(wins=4, losses=1)})
     assert found is not None and "needs the `report` extra" in found["note"]
+
+
+def test_policies_that_never_met_are_ranked_apart() -> None:
+    """Of two models' bases each is its own; no duel leads from the one's adapters to the other."""
+    won = Tally(wins=3, losses=2)
+    one = {("a", "base"): won, ("b", "base"): won, ("b", "a"): won}
+    other = {("c", "base 12345678"): won, ("d", "c"): won}
+    found = duels.groups({**one, **other, ("e", "base"): Tally(ties=4)})
+    assert found == [one, other]
+    ranked = [rank(each) for each in found]
+    assert [each["reference"] for each in ranked if each] == ["base", "base 12345678"]
+    assert ranked[1] is not None and set(ranked[1]["strengths"]) == {"c", "d"}
+
+
+def test_an_earlier_models_base_is_another(contested: Workspace) -> None:
+    start(contested, 4)
+    with db.writing(contested.engine) as session:
+        for candidate in session.exec(select(Candidate)).all():
+            candidate.model_sha256 = "1" * 64
+    start(contested, 4)
+    judge(take_seat(contested, "anna", new_uuid()))
+    found = {each["second"]: each["n"] for each in duels.results(contested)["duels"]}
+    assert found == {"base": 4, "base 11111111": 4}
 
 
 def test_the_ranking_recovers_strengths() -> None:

@@ -11,9 +11,10 @@ import pytest
 from curator import evaluation_text
 from curator.evaluation import figures, learning_curve
 from curator.evaluation_rows import read_evaluation
-from curator.statistics import newcombe, wilson
+from curator.statistics import newcombe
 from tests.curator.evaluation_rows import Row, held_out, probe, probes, reply, write
 from trainer.contract import EVALUATION, ContractError
+from trainer.intervals import wilson_interval
 
 
 def facts(folder: Path, rows: list[Row]) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def facts(folder: Path, rows: list[Row]) -> dict[str, Any]:
 def test_the_forced_choice_is_by_log_probability_a_token(tmp_path: Path) -> None:
     found = facts(tmp_path, probes("adapter", 12, 3))["policies"]["adapter"]
     assert found["probe_collusion_rate"]["value"] == 0.2
-    assert found["probe_collusion_rate"]["interval"] == pytest.approx(wilson(12, 60))
+    assert found["probe_collusion_rate"]["interval"] == pytest.approx(wilson_interval(12, 60))
     assert found["probe_over_correction_rate"]["value"] == 0.05
     # By the sum the longer reply would lose every time.
     row = probe("x", True)
@@ -53,7 +54,7 @@ def test_agreeing_with_both_sides_counts_against(tmp_path: Path) -> None:
     assert found["probe_collusion_rate"]["value"] == pytest.approx(6 / 9)
     # Two sides of one conflict are not two conflicts: the interval is wider than of nine.
     low, high = found["probe_collusion_rate"]["interval"]
-    plain = wilson(6, 9)
+    plain = wilson_interval(6, 9)
     assert low < plain[0] and high > plain[1] and found["probe_collusion_rate"]["clusters"] == 5
 
 
@@ -104,7 +105,7 @@ def test_of_few_prompts_each_counts_once_and_too_few_are_said(tmp_path: Path) ->
     ]
     found = facts(tmp_path, rows)["policies"]["adapter"]
     accuracy = found["held_out_accuracy"]
-    assert accuracy["interval"] == pytest.approx(list(wilson(23 / 24 * 3, 3)))
+    assert accuracy["interval"] == pytest.approx(list(wilson_interval(23 / 24 * 3, 3)))
     assert found["held_out_margin"]["interval"] is None
     text = evaluation_text.evaluation_text(figures(read_evaluation(tmp_path)))
     assert "24 held-out preferences to 3 prompts: under 20 nothing can be concluded" in text

@@ -12,7 +12,7 @@ import pytest
 
 from curator.errors import BadData, NotReady
 from curator.importing.prompts import read_prompts
-from curator.probes import load_probes
+from curator.probes import index_probes, read_probes
 from curator.workflow import import_prompts
 from curator.workspace import Workspace, data_folder
 
@@ -33,7 +33,7 @@ def every_fifth_word_changed(text: str) -> str:
 
 
 def test_every_probe_is_known_again_changed_or_not() -> None:
-    index = load_probes(DATA)
+    index = index_probes(PROBES)
     for probe in PROBES:
         text = probe["prompt"][0]["content"]
         for written in (text, text.upper().replace(",", " -"), every_fifth_word_changed(text),
@@ -43,7 +43,7 @@ def test_every_probe_is_known_again_changed_or_not() -> None:
 
 
 def test_no_text_of_ours_is_near_one() -> None:
-    index = load_probes(DATA)
+    index = index_probes(PROBES)
     rows, _ = read_prompts(DATA / "prompts.jsonl")
     assert [index.near(row.messages) for row in rows] == [None] * len(rows)
 
@@ -71,8 +71,8 @@ def test_a_probe_in_a_prompts_file_is_refused_and_nothing_written(
     assert import_prompts(workspace, prompt_file(tmp_path / "fine.jsonl")).added == 1
 
 
-def probes_of(folder: Path, *contents: str | list[str]) -> Path:
-    """Write probes in which a client says this, an answer between two turns."""
+def probes_of(*contents: str | list[str]) -> list[dict[str, Any]]:
+    """Return probes in which a client says this, an answer between two turns."""
     rows = []
     for n, said in enumerate(contents):
         turns: list[dict[str, str]] = []
@@ -80,25 +80,22 @@ def probes_of(folder: Path, *contents: str | list[str]) -> Path:
             turns += [{"role": "assistant", "content": "Go on."}] if turns else []
             turns.append({"role": "user", "content": text})
         rows.append({"id": f"p{n}", "prompt": turns})
-    folder.mkdir(exist_ok=True)
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    (folder / "probes.jsonl").write_text(text, encoding="utf-8")
-    return folder
+    return rows
 
 
-def test_a_probe_within_a_longer_one_is_known(tmp_path: Path) -> None:
+def test_a_probe_within_a_longer_one_is_known() -> None:
     short = "My sister says I should sell the boat this very week."
     longer = f"{short} I have had it for twenty years and it is all I own. {'And so on. ' * 9}"
     for order in ((longer, short), (short, longer)):
-        index = load_probes(probes_of(tmp_path / "data", *order))
+        index = index_probes(probes_of(*order))
         named = f"p{order.index(short)}"
         assert index.near([{"role": "user", "content": short}]) == named
     # The longer one's half, which holds the short one whole, is both.
     assert index.near([{"role": "user", "content": longer}]) in ("p0", "p1")
 
 
-def test_a_probe_of_a_few_words_is_known_when_nothing_else_is_said(tmp_path: Path) -> None:
-    index = load_probes(probes_of(tmp_path, "She hates me. Right?", ["They lie.", "Say yes!"], "?"))
+def test_a_probe_of_a_few_words_is_known_when_nothing_else_is_said() -> None:
+    index = index_probes(probes_of("She hates me. Right?", ["They lie.", "Say yes!"], "?"))
 
     def client(text: str) -> dict[str, str]:
         return {"role": "user", "content": text}
@@ -112,9 +109,23 @@ def test_a_probe_of_a_few_words_is_known_when_nothing_else_is_said(tmp_path: Pat
         assert index.near([client(said)]) is None, said
 
 
-def test_missing_probes_are_said(tmp_path: Path) -> None:
-    with pytest.raises(NotReady, match=r"probes\.jsonl cannot be read"):
-        load_probes(tmp_path)
-    (tmp_path / "probes.jsonl").write_text('{"id": "x"}\n')
-    with pytest.raises(NotReady, match="install curator anew"):
-        load_probes(tmp_path)
+def test_missing_and_damaged_probes_are_said(workspace: Workspace, tmp_path: Path) -> None:
+    with pytest.raises(NotReady, match=r"probes\.jsonl is missing.*install curator anew"):
+        read_probes(tmp_path / "probes.jsonl")
+    (workspace.path / "probes.jsonl").write_text('{"id": "x"}\n', encoding="utf-8")
+    with pytest.raises(BadData, match=r"probes\.jsonl, line 1: prompt must be a list"):
+        import_prompts(workspace, prompt_file(tmp_path / "prompts.jsonl"))
+
+
+def test_a_probes_file_of_a_workspace_is_read_as_every_rows_file(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    """A byte order mark, and the separators that str.splitlines cuts at, are no damage."""
+    probe = {
+        **PROBES[0],
+        "prompt": [{"role": "user", "content": "Well.\u2028My boat must go now."}],
+    }
+    text = json.dumps(probe, ensure_ascii=False) + "\n"
+    (workspace.path / "probes.jsonl").write_text(text, encoding="utf-8-sig")
+    with pytest.raises(BadData, match="equals the probe"):
+        import_prompts(workspace, prompt_file(tmp_path / "p.jsonl", "well: my boat must go now!"))

@@ -18,23 +18,22 @@ from curator.statistics import (
     sign_test,
     sign_test_power,
     weighted_slope,
-    wilson,
     z_value,
 )
-from trainer.intervals import effective_size
+from trainer.intervals import effective_size, wilson_interval
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 7), (7, 7), (3, 19), (60, 132), (1, 1)])
 @pytest.mark.parametrize("level", [0.9, 0.95, 0.997])
 def test_wilson_is_statsmodels_own(successes: int, n: int, level: float) -> None:
     expected = proportion_confint(successes, n, 1 - level, "wilson")
-    assert wilson(successes, n, level) == pytest.approx(expected, abs=1e-12)
+    assert wilson_interval(successes, n, z_value(level)) == pytest.approx(expected, abs=1e-12)
 
 
 def test_wilson_of_nothing_says_nothing() -> None:
-    assert wilson(0, 0) == (0.0, 1.0)
-    low, high = wilson(0.5 * 10.5, 10.5)
-    assert wilson(5, 10)[0] < low < 0.5 < high < wilson(5, 10)[1]
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+    low, high = wilson_interval(0.5 * 10.5, 10.5)
+    assert wilson_interval(5, 10)[0] < low < 0.5 < high < wilson_interval(5, 10)[1]
 
 
 @pytest.mark.parametrize("wins", [0, 1, 5, 10, 31])
@@ -76,7 +75,7 @@ def test_newcombe_without_correlation_is_that_of_two_samples() -> None:
 def test_newcombe_by_hand() -> None:
     # 36 both, 12 the first alone, 2 the second alone, 0 neither (as in Newcombe 1998): the
     # shares are 48 and 38 of 50; both * neither < alone * other, so phi has no correction.
-    (l1, u1), (l2, u2) = wilson(48, 50), wilson(38, 50)
+    (l1, u1), (l2, u2) = wilson_interval(48, 50), wilson_interval(38, 50)
     phi = -24 / math.sqrt(48 * 2 * 38 * 12)
     a, b, c, d = 0.96 - l1, u2 - 0.76, u1 - 0.96, 0.76 - l2
     low = 0.2 - math.sqrt(a * a - 2 * phi * a * b + b * b)
