@@ -355,7 +355,7 @@ def test_an_adapter_is_not_measured_with_what_it_learned(judged: Workspace) -> N
              "boundary_aware": "No.", "collusive": "Yes."}  # fmt: skip
     (judged.path / "probes.jsonl").write_text(json.dumps(probe) + "\n", encoding="utf-8")
     seat = take_seat(judged, "anna", new_uuid())
-    with pytest.raises(BadData, match="answers the probe x, or nearly.* with a skip"):
+    with pytest.raises(BadData, match=r"answers the probe x, or nearly.* with a skip"):
         work(judged, "evaluate")
     with db.reading(judged.engine) as session:
         pairs = session.exec(select(Pair.id)).all()
