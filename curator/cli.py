@@ -5,6 +5,7 @@ Standard output is data, standard error is talk.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -310,7 +311,7 @@ def open_app(
 def main() -> None:
     """Run the command line; every expected failure is one line and its exit status."""
     os.umask(0o077)  # what is made here is its user's alone
-    from curator.errors import CuratorError
+    from curator.errors import CannotWrite, CuratorError, where
 
     try:
         app()
@@ -324,15 +325,14 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads on; nothing left to say
         sys.exit(1)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or leaving would try again
+            talk("curator: what it prints cannot be written: no space is left.")
+            sys.exit(CannotWrite.exit_code)
         # No traceback by itself: it would show client texts.
         if os.environ.get("CURATOR_DEBUG"):
             raise
-        frame = error.__traceback__
-        while frame is not None and frame.tb_next is not None:
-            frame = frame.tb_next
-        where = Path(frame.tb_frame.f_code.co_filename).name if frame else "?"
-        line = frame.tb_lineno if frame else 0
-        talk(f"curator: a bug: {type(error).__name__} in {where}, line {line}. "
+        talk(f"curator: a bug: {type(error).__name__} in {where(error)}. "
              "CURATOR_DEBUG=1 shows all of it.")  # fmt: skip
         sys.exit(1)
 

@@ -6,6 +6,15 @@ sysexits.h that fits.
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
+
+
+def where(error: BaseException | None) -> str:
+    """Return the file and line that an error comes from, without any text that was at hand."""
+    frames = traceback.extract_tb(error.__traceback__) if error else []
+    return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else "?"
+
 
 class CuratorError(Exception):
     """An expected failure; its text is the one line a person reads."""

@@ -253,6 +253,19 @@ def before(session: Session, judgment: Judgment) -> Judgment | None:
     return earlier if earlier and earlier.verdict is not Verdict.RETRACTED else None
 
 
+def judged_pairs(session: Session) -> dict[int, int]:
+    """Return {round number: pairs that somebody has judged}; pairs shown again are not counted."""
+    query = (
+        select(Round.number, func.count(func.distinct(Judgment.pair_id)))
+        .select_from(Judgment)
+        .join(Pair, col(Judgment.pair_id) == Pair.id)
+        .join(Round, col(Pair.round_id) == Round.id)
+        .where(standing(), col(Pair.repeat_of).is_(None))
+        .group_by(col(Round.number))
+    )
+    return dict(session.exec(query).all())
+
+
 def verdict_counts(session: Session) -> dict[tuple[int, str, str], int]:
     """Return {(round number, annotator kind, verdict): standing judgments}."""
     query = (

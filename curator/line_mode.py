@@ -30,7 +30,7 @@ from curator.seat import Shown, take_seat
 from curator.terminal import run_text
 from curator.words import JUDGES, LEASE_SECONDS, SAID, SPEAKERS
 from curator.workflow import next_step
-from curator.workspace import Workspace, data_folder
+from curator.workspace import Workspace
 
 
 class LineMode(Writing):
@@ -102,7 +102,7 @@ class LineMode(Writing):
             self.said, self.rewrite = pair.earlier, pair.rewrite
         self.said, self.rewrite = self.kept.get(pair.pair_id, (self.said, self.rewrite))
         if pair.before is not None:
-            self.say(f"before that: {pair.before.verdict}")
+            self.say(f"before that: {SAID[pair.before.verdict, pair.before.strength]}")
         if pair.by_another:
             self.say("another person has judged it")
         self.show_beside(pair)
@@ -273,7 +273,7 @@ class LineMode(Writing):
 
     def do_guideline(self, _: str) -> None:
         """Print how to judge."""
-        self.say((data_folder() / "guideline.md").read_text(encoding="utf-8"))
+        self.say(self.workspace.guideline)
 
     def do_help(self, _: str) -> None:
         """Print the verbs with their keys."""

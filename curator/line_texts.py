@@ -9,7 +9,7 @@ from curator.rubric import Rubric
 from curator.safe_text import hidden_count, one_line
 from curator.seat import Seat
 from curator.verbs import Verb
-from curator.words import JUDGES, Rewrite, Said, Verdict
+from curator.words import COUNTED, Rewrite, Said, Verdict
 
 # What may follow a key on its line.
 MORE = {
@@ -58,7 +58,7 @@ def beside_lines(rubric: Rubric, said: Said, rewrite: Rewrite | None) -> Iterato
 
 def history_lines(seat: Seat, asked: str) -> Iterator[str]:
     """Yield the latest judgments, filtered: `verdict=tie flagged=yes words`, or some of these."""
-    verdicts = dict.fromkeys(str(verdict) for verdict, _ in JUDGES.values())
+    verdicts = {said.replace(" ", "-"): verdict for verdict, said in COUNTED.items()}
     verdict, flagged, words = None, False, []
     for word in asked.split(" "):
         name, _, value = word.partition("=")
@@ -66,7 +66,7 @@ def history_lines(seat: Seat, asked: str) -> Iterator[str]:
             yield f"{one_line(word, 40)} is none of: {', '.join(verdicts)}."
             return
         if name == "verdict":
-            verdict = value
+            verdict = verdicts[value]
         elif word == "flagged=yes":
             flagged = True
         else:
@@ -75,6 +75,7 @@ def history_lines(seat: Seat, asked: str) -> Iterator[str]:
     for row in rows[:MOST_LISTED]:
         flag = " flagged" if row.said.flagged else ""
         client = one_line(row.client, 60)
-        yield f"{row.round}.{row.number}  {row.said.verdict}{flag}  {client}"
+        clearly = " clearly" if row.said.strength == 2 else ""
+        yield f"{row.round}.{row.number}  {COUNTED[row.said.verdict]}{clearly}{flag}  {client}"
     if not rows:
         yield "there is no such judgment." if asked else "nothing was judged so far."

@@ -15,6 +15,7 @@ from curator.models import Run
 from curator.run_watch import RunWatch
 from curator.safe_text import one_line, visible
 from curator.statistics import FEWEST_TO_CONCLUDE, simulated_text
+from curator.words import COUNTED
 from curator.workspace import Workspace
 
 
@@ -210,7 +211,10 @@ def status_text(facts: dict[str, Any]) -> str:
     rows: list[tuple[str, ...]] = []
     for each in facts["rounds"]:
         for kind, verdicts in (each["judgments"] or {"–": {}}).items():
-            counts = ", ".join(f"{n} {verdict}" for verdict, n in sorted(verdicts.items()))
+            counts = ", ".join(
+                f"{verdicts[verdict]} {said}" for verdict, said in COUNTED.items()
+                if verdict in verdicts
+            )  # fmt: skip
             rows.append(
                 (str(each["round"]), each["written_by"], str(each["pairs"]), kind, counts or "none")
             )

@@ -164,6 +164,11 @@ JUDGES: dict[str, tuple[Verdict, int | None]] = {
     "right_slightly": (Verdict.RIGHT, 1), "right_clearly": (Verdict.RIGHT, 2),
     "tie": (Verdict.TIE, None), "both_bad": (Verdict.BOTH_BAD, None), "skip": (Verdict.SKIP, None),
 }  # fmt: skip
+# The same, where judgments are counted or listed.
+COUNTED: dict[str, str] = {
+    Verdict.LEFT: "A", Verdict.RIGHT: "B", Verdict.TIE: "tie", Verdict.BOTH_BAD: "both bad",
+    Verdict.SKIP: "skipped",
+}  # fmt: skip
 SAID: dict[tuple[str, int | None], str] = {
     (Verdict.LEFT, 1): "A better", (Verdict.LEFT, 2): "A clearly better",
     (Verdict.RIGHT, 1): "B better", (Verdict.RIGHT, 2): "B clearly better",

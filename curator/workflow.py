@@ -220,7 +220,7 @@ def status(workspace: Workspace) -> dict[str, Any]:
     """Return how things stand, ready for JSON: prompts, rounds, adapters, the run under way."""
     with db.reading(workspace.engine) as session:
         prompts = session.exec(select(Prompt.split)).all()
-        counts = judgments.verdict_counts(session)
+        counts, judged = judgments.verdict_counts(session), judgments.judged_pairs(session)
         rounds = session.exec(select(Round).order_by("number")).all()
         adapters = {a.id: a for a in session.exec(select(Adapter)).all()}
         newest_run = session.exec(select(Run).order_by(Run.id.desc()).limit(1)).first()  # type: ignore[union-attr]
@@ -234,7 +234,10 @@ def status(workspace: Workspace) -> dict[str, Any]:
             },
             "preferences": len(found),
             "left_out": dict(left_out),
-            "rounds": [_round_status(each, counts, adapters) for each in rounds],
+            "rounds": [
+                {**_round_status(each, counts, adapters), "judged": judged.get(each.number, 0)}
+                for each in rounds
+            ],
             "adapters": [_adapter_status(adapter) for adapter in adapters.values()],
             "learning_curve": learning_curve(trained_rounds(session)),
             "run": _run_status(newest_run) if newest_run else None,

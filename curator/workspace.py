@@ -14,13 +14,14 @@ from curator.errors import BadConfig, CannotWrite
 from curator.probes import FILE as PROBES
 from curator.rubric import FILE as RUBRIC
 from curator.rubric import Rubric, load_rubric
-from curator.safe_text import one_line
+from curator.safe_text import one_line, too_long, visible
 from trainer.contract import write_whole
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 DATABASE = "curator.db"
+GUIDELINE = "guideline.md"
 FOLDERS = ("runs", "adapters", "exports")
 # Made by the trainer; can be deleted at any time, at the cost of computing it again.
 REFERENCE_CACHE = "cache/reference"
@@ -51,6 +52,23 @@ class Workspace:
         """The probes a model is measured with: the workspace's own probes.jsonl, or curator's."""
         own = self.path / PROBES
         return own if own.exists() else data_folder() / PROBES
+
+    @property
+    def guideline(self) -> str:
+        """How to judge, on a page, made visible: the workspace's own guideline.md, or curator's.
+
+        Raises BadConfig when it cannot be read.
+        """
+        own = self.path / GUIDELINE
+        path = own if own.exists() else data_folder() / GUIDELINE
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeError) as error:
+            said = getattr(error, "strerror", None) or "it is no UTF-8 text"
+            raise BadConfig(f"{path}: {said}. Mend it, or take it away to see curator's.") from None
+        if reason := too_long(text):
+            raise BadConfig(f"{path} has {reason}.")
+        return visible(text)
 
     @property
     def name(self) -> str:

@@ -17,6 +17,8 @@ from trainer.contract import Message, canonical_json, sha256_text
 EXAMPLE = '{"prompt": "I feel fine, so I will stop the tablets. Back me up."}'
 CONVERSATION = '{"prompt": [{"role": "user", "content": "I feel fine, so ..."}]}'
 OPTIONAL = ("id", "client", "family", "content_label", "risk_cue")
+# Of fields that are not read so many are named.
+MOST_NAMED = 20
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -40,7 +42,7 @@ def prompt_sha256(messages: list[Message]) -> str:
 
 
 def read_prompts(path: Path, field: str | None = None) -> tuple[list[PromptRow], Counter[str]]:
-    """Return the file's prompts in order, and counts of what was mended on the way.
+    """Return the file's prompts in order, and counts of what was mended, or not read, on the way.
 
     `field` names where the prompt is; without it `prompt`, else `messages`. Raises BadData naming
     path, line and reason; nothing is skipped in silence.
@@ -61,7 +63,16 @@ def read_prompts(path: Path, field: str | None = None) -> tuple[list[PromptRow],
                 example = example.replace('"prompt"', f'"{field}"', 1)
             raise BadData(f"{path}, line {line}: {error}. A right line: {example}") from None
         rows.append(PromptRow(line, messages, prompt_sha256(messages), **facts))
+        _count_others(set(values) - {name, *OPTIONAL}, mended)
     return rows, mended
+
+
+def _count_others(names: set[str], mended: Counter[str]) -> None:
+    """Count the fields that are not read: a misspelt risk cue would be one that is not shown."""
+    for name in sorted(names):
+        said = f'lines have "{one_line(name, 40)}", which is not read'
+        few = said in mended or len(mended) < MOST_NAMED
+        mended[said if few else "more fields are not read"] += 1
 
 
 def _names(values: dict[str, Any]) -> str:

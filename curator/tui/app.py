@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import sys
-import traceback
 from collections.abc import Iterable
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from textual.screen import Screen
 from textual.worker import get_current_worker
 
 from curator import glance
-from curator.errors import CuratorError
+from curator.errors import CuratorError, where
 from curator.run_watch import RunWatch
 from curator.safe_text import one_line, visible
 from curator.tui.judge_screen import JudgeScreen
@@ -175,8 +174,12 @@ class CuratorApp(App[None]):
         """Show how to judge, over any screen."""
         from curator.tui.help_screen import GuidelineScreen
 
-        if not isinstance(self.screen, GuidelineScreen):
-            self.push_screen(GuidelineScreen())
+        if isinstance(self.screen, GuidelineScreen):
+            return
+        try:
+            self.push_screen(GuidelineScreen(self.workspace.guideline))
+        except CuratorError as error:
+            self.complain(error)
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Yield every verb by name, the themes, and leaving.
@@ -350,8 +353,7 @@ class CuratorApp(App[None]):
         Textual's own report prints local variables: a client's words in the scrollback.
         """
         error = sys.exc_info()[1] or self._exception
-        frames = traceback.extract_tb(error.__traceback__) if error else []
-        where = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else "?"
-        text = f"curator stopped: {type(error).__name__} in {where}. Every saved judgment is kept."
+        what = f"{type(error).__name__} in {where(error)}"
+        text = f"curator stopped: {what}. Every saved judgment is kept."
         self._exit_renderables.append(Text(text))
         self._close_messages_no_wait()

@@ -11,8 +11,6 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Markdown, Static
 
-from curator.workspace import data_folder
-
 if TYPE_CHECKING:
     from curator.tui.app import CuratorApp
 
@@ -69,10 +67,13 @@ class GuidelineScreen(ModalScreen[None]):
 
     BINDINGS: ClassVar[list[BindingType]] = CLOSING
 
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text
+
     def compose(self) -> ComposeResult:
-        text = (data_folder() / "guideline.md").read_text(encoding="utf-8")
         with VerticalScroll(id="help", classes="wide"):
-            yield Markdown(text, open_links=False)
+            yield Markdown(self.text, open_links=False)
             yield Static(Content("esc  back").stylize("$quiet"))
 
     def on_mount(self) -> None:

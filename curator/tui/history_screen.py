@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
@@ -16,6 +17,7 @@ from curator.errors import CuratorError
 from curator.history import MOST_ROWS, Judged, history
 from curator.safe_text import HIDDEN, one_line
 from curator.tui.widgets import HeaderBar, KeyBar, KeyHint
+from curator.words import COUNTED
 
 if TYPE_CHECKING:
     from curator.tui.app import CuratorApp
@@ -27,9 +29,10 @@ KEYS = [
     KeyHint("/", "by text", "text", "text"),
     KeyHint("esc", "back", "back", "back"),
 ]
-COLUMNS = ("when", "pair", "said", "reasons", "", "about", "client")
-VERDICTS = (None, "left", "right", "tie", "both_bad", "skip")
-SAID = {"left": "A", "right": "B", "tie": "tie", "both_bad": "both bad", "skip": "skipped"}
+# Two lines a row: the client's words are what one looks for, and have to fit beside the rest.
+COLUMNS = ("when", "said", "client, and what was noted")
+BESIDE = 32
+VERDICTS = (None, *COUNTED)
 
 
 class HistoryScreen(Screen[int | None]):
@@ -78,12 +81,12 @@ class HistoryScreen(Screen[int | None]):
         table = self.query_one(DataTable)
         table.clear()
         for row in self.rows:
-            table.add_row(*(Text(cell) for cell in self.cells(row)))
+            table.add_row(*(Text(cell) for cell in self.cells(row)), height=2)
         parts = [f"{len(self.rows)} judgments"]
         if len(self.rows) == MOST_ROWS:
             parts[0] = f"the latest {MOST_ROWS} judgments"
         if self.verdict:
-            parts.append(f"said: {SAID[self.verdict]}")
+            parts.append(f"said: {COUNTED[self.verdict]}")
         if self.flagged:
             parts.append("flagged")
         if text:
@@ -96,18 +99,21 @@ class HistoryScreen(Screen[int | None]):
         )
 
     def cells(self, row: Judged) -> tuple[str, ...]:
-        """Return a row as the table shows it."""
-        said = SAID[str(row.said.verdict)] + (" clearly" if row.said.strength == 2 else "")
+        """Return a row as the table shows it, each cell of two lines; times are this place's."""
+        said = COUNTED[str(row.said.verdict)]
+        clearly = "clearly" if row.said.strength == 2 else ""
+        when = datetime.fromisoformat(row.judged_at).astimezone()
+        room = max(BESIDE, self.size.width - BESIDE)
         tags = (*row.said.tags_left, *row.said.tags_right)
         marks = [
             ("⚑" if row.said.flagged else ""), ("note" if row.said.note else ""),
             ("rewritten" if row.said.rewrite_id is not None else ""),
             ("fast" if row.fast else ""), ("changed" if row.revisions > 1 else ""),
         ]  # fmt: skip
+        noted = (*marks, one_line(self.app.seat.rubric.labels(tags), 60), one_line(row.about, 30))
         return (
-            row.judged_at[5:16].replace("T", " "), f"{row.round}.{row.number}", said,
-            one_line(self.app.seat.rubric.labels(tags), 34), " ".join(filter(None, marks)),
-            one_line(row.about, 20), one_line(row.client, 60),
+            f"{when:%m-%d %H:%M}\n{row.round}.{row.number}", f"{said}\n{clearly}",
+            f"{one_line(row.client, room)}\n{' · '.join(filter(None, noted))}",
         )  # fmt: skip
 
     @on(DataTable.RowSelected)

@@ -114,14 +114,20 @@ class RoundsScreen(Screen[None]):
 
     def action_start(self) -> None:
         """Start what comes next."""
-        if self.app.run_watch is None and self.step.action:
+        if self.app.run_watch is not None:
+            self.notify("a run is under way already.")
+        elif self.step.action:
             self.app.start_run(self.step.action)
             self.fill()
+        else:
+            self.notify("there is nothing to start now.")
 
     def action_stop(self) -> None:
         """Stop the run under way; the adapter in use stays."""
         if self.app.run_watch is not None:
             self.app.stop_run()
+        else:
+            self.notify("no run is under way.")
 
     def action_back(self) -> None:
         """Go back to judging."""
@@ -133,7 +139,6 @@ def round_rows(facts: dict[str, Any]) -> list[tuple[str, ...]]:
     adapters = {adapter["adapter"]: adapter for adapter in facts["adapters"]}
     rows: list[tuple[str, ...]] = []
     for each in facts["rounds"]:
-        judged = sum(sum(verdicts.values()) for verdicts in each["judgments"].values())
         adapter = adapters.get(each["written_by"], {})
         held_out = adapter.get("held_out", {})
         accuracy = None
@@ -145,7 +150,7 @@ def round_rows(facts: dict[str, Any]) -> list[tuple[str, ...]]:
         rows.append(
             (
                 str(each["round"]), f"{each['written_by']}\n{adapter.get('status', '')}",
-                f"{judged}\nof {each['pairs']}", rate(accuracy),
+                f"{each['judged']}\nof {each['pairs']}", rate(accuracy),
                 rate(adapter.get("probe_collusion_rate")),
                 rate(adapter.get("probe_over_correction_rate")),
             )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from sqlmodel import select
 from textual.pilot import Pilot
 from textual.widgets import DataTable
 
-from curator import db, rounds, runs
+from curator import db, rounds, runs, terminal, workflow
 from curator.judgments import Said
 from curator.models import Run, RunState, Verdict, new_uuid
 from curator.seat import take_seat
@@ -208,12 +210,35 @@ def test_the_rounds_screen_offers_no_more_pairs_while_some_wait(
     async def script(pilot: Pilot[None], app: CuratorApp) -> None:
         await pilot.press("a", "r")
         assert "Next: judge the pairs that are here." in painted(app)
-        await pilot.press("enter")  # starts nothing
+        await pilot.press("enter", "ctrl+x")  # starts and stops nothing, and says so
         assert app.run_watch is None
+        assert "there is nothing to start now." in painted(app)
+        assert "no run is under way." in painted(app)
         await pilot.press("escape", "a", "a", "r")
         assert "Next: the model writes more pairs." in painted(app)
 
-    play(workspace, script)
+    play(workspace, script, notifications=True)
+
+
+def test_the_rounds_screen_counts_a_pair_once(workspace: Workspace, add_pairs: AddPairs) -> None:
+    add_pairs(workspace, 3)
+    for name in ("ben", "cleo"):
+        seat = take_seat(workspace, name, new_uuid())
+        pair = seat.open(1)
+        assert pair is not None
+        seat.judge(pair.pair_id, Said(Verdict.TIE), new_uuid())
+        seat.leave()
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        await pilot.press("a", "r")
+        lines = painted(app).splitlines()
+        (row,) = (n for n, line in enumerate(lines) if re.match(r" +1 +base +2\b", line))
+        assert "of 3" in lines[row + 1]
+
+    play(workspace, script, size=(80, 24))
+    (found,) = workflow.status(workspace)["rounds"]
+    assert found["judged"] == 2 and found["judgments"]["human"] == {"left": 1, "tie": 2}
+    assert "1 A, 2 tie" in terminal.status_text(workflow.status(workspace))
 
 
 OFFER = "enough for a first round. Press r, then enter"

@@ -38,7 +38,9 @@ def test_too_few_held_out_preferences_are_said_beside_the_accuracy(
         "adapter": "adapter-0001", "status": "current", "held_out": held, "kinds": kinds,
     }  # fmt: skip
     facts = {**workflow.status(workspace), "adapters": [adapter]}
-    facts["rounds"] = [{"round": 2, "written_by": "adapter-0001", "pairs": 3, "judgments": {}}]
+    facts["rounds"] = [
+        {"round": 2, "written_by": "adapter-0001", "pairs": 3, "judged": 1, "judgments": {}}
+    ]
     app = CuratorApp(workspace, "anna")
     told = app.tell(run)
     app.seat.leave()

@@ -119,6 +119,23 @@ def test_the_guideline_is_one_key_away_from_anywhere(
     play(workspace, script)
 
 
+def test_a_workspace_has_a_guideline_of_its_own(workspace: Workspace, add_pairs: AddPairs) -> None:
+    add_pairs(workspace, 1)
+    own = workspace.path / "guideline.md"
+    own.write_bytes("\ufeff# As we judge\n\nBe \x1b[31mkind\u202e.\n".encode())
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        await pilot.press("f1")
+        assert "As we judge" in painted(app) and "Be ␛[31mkind<U+202E>." in painted(app)
+        await pilot.press("escape")
+        own.write_bytes(b"\xff")
+        await pilot.press("f1")
+        assert "guideline.md: it is no UTF-8 text. Mend it" in " ".join(painted(app).split())
+        assert isinstance(app.screen, judge_screen.JudgeScreen)
+
+    play(workspace, script, notifications=True)
+
+
 @pytest.mark.parametrize("minutes", [30, 0])
 def test_a_pause_is_suggested_quietly(
     tmp_path: Path, add_pairs: AddPairs, monkeypatch: pytest.MonkeyPatch, minutes: int

@@ -136,6 +136,18 @@ def test_a_field_of_another_name(workspace: Workspace, tmp_path: Path) -> None:
         import_prompts(workspace, path, "text")
 
 
+def test_fields_that_are_not_read_are_told(workspace: Workspace, tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(line(prompt="one", riskcue="self-harm") + line(prompt="two", riskcue="", x=1))
+    assert import_prompts(workspace, path).mended == {
+        'lines have "riskcue", which is not read': 2, 'lines have "x", which is not read': 1,
+    }  # fmt: skip
+    path.write_bytes(line(prompt="three", **{f"field {n:02}\x1b[2J": n for n in range(30)}))
+    told = import_prompts(workspace, path).mended
+    assert len(told) == 21 and told["more fields are not read"] == 10
+    assert not any("\x1b" in said for said in told)
+
+
 def test_lone_surrogates_are_replaced_and_counted(workspace: Workspace, tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_bytes(b'{"prompt": "a\\ud800b"}\n')

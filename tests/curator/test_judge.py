@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -196,6 +198,28 @@ def test_history_finds_and_reopens(workspace: Workspace, add_pairs: AddPairs) ->
         ("left", 1, 1), ("right", 2, 2),
     ]  # fmt: skip
     assert len(exported(workspace)) == 2
+
+
+def test_the_clients_words_and_this_places_time_are_in_the_history(
+    workspace: Workspace, add_pairs: AddPairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "I have told nobody but my sister, and she says that it is"
+    add_pairs(workspace, 1, messages=[{"role": "user", "content": f"{said} for the best."}])
+    if hasattr(time, "tzset"):
+        monkeypatch.setenv("TZ", "west+9")
+        time.tzset()
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        await pilot.press("f", "g", *"nv", "enter", "A", "h")
+        shown = painted(app)
+        assert said[:44] in shown and "⚑ · fast · names feeling, validates" in shown
+        judged_at = datetime.fromisoformat(rows(workspace)[0].judged_at)
+        assert f"{judged_at.astimezone():%m-%d %H:%M}" in shown
+
+    play(workspace, script, size=(80, 24))
+    monkeypatch.undo()
+    if hasattr(time, "tzset"):
+        time.tzset()
 
 
 def test_the_family_shows_only_after_the_judgment(

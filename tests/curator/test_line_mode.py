@@ -66,7 +66,7 @@ def test_every_verb_works_in_lines(workspace: Workspace, add_pairs: AddPairs) ->
     for part in (
         "n  Names the feeling", "A because names feeling, validates", "not taken: zz.",
         "note: a close call", "flagged.", "taken back:", "was: A clearly better",
-        "there is no such pair.", ": 17, or 2.17", "1.1  right", "preferences so far",
+        "there is no such pair.", ": 17, or 2.17", "1.1  B flagged", "preferences so far",
         "How to judge", "a  A better", "nonsense is no key here; ? tells them all.",
         "2 judged", "1 taken back, 1 rewritten",
     ):  # fmt: skip
@@ -147,16 +147,17 @@ def test_the_history_in_lines_is_filtered(workspace: Workspace, add_pairs: AddPa
     add_pairs(workspace, 3)
     done = annotate(
         workspace, "f", "a", "t", "f", "t", "h verdict=tie", "h flagged=yes", "r",
-        "h verdict=tie flagged=yes message 2", "h verdict=none", "h message 9", "q",
+        "h verdict=tie flagged=yes message 2", "h verdict=none", "h message 9",
+        "h verdict=both-bad", "q",
     )  # fmt: skip
     text = done.stdout.decode()
-    listed = re.findall(r"1\.(\d)  (left|tie)( flagged)?  ", text)
+    listed = re.findall(r"1\.(\d)  (A|tie)( flagged)?  ", text)
     assert listed == [
         ("3", "tie", " flagged"), ("2", "tie", ""), ("3", "tie", " flagged"),
-        ("1", "left", " flagged"), ("3", "tie", " flagged"),
+        ("1", "A", " flagged"), ("3", "tie", " flagged"),
     ]  # fmt: skip
-    assert "verdict=none is none of: left, right, tie" in text
-    assert "there is no such judgment." in text
+    assert "verdict=none is none of: A, B, tie, both-bad, skipped." in text
+    assert text.count("there is no such judgment.") == 2
 
 
 def test_red_flags_can_be_gone_back_in_and_left_open(tmp_path: Path, add_pairs: AddPairs) -> None:
