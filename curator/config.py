@@ -33,7 +33,7 @@ class RoundConfig:
     """What a round asks of model and clinician."""
 
     prompts: int = 40
-    """Prompts a round writes candidates for; those with the fewest pairs so far come first."""
+    """Prompts a round writes candidates for; those it was asked for least often come first."""
     first_strategy: Literal["contrast", "sample"] = "contrast"
     """How the base model's candidates are made: steered apart, for clear choices."""
     strategy: Literal["contrast", "sample"] = "sample"

@@ -1,4 +1,4 @@
-"""What a finished run wrote, taken into the database: the adapter, the candidates, the pairs.
+"""What a run wrote, so far or in all, taken into the database: adapter, candidates, pairs.
 
 Everything read here was written by a model or lay in a folder: checked, capped, stored raw.
 """
@@ -110,7 +110,7 @@ def _take_in_adapter(
         **(run.metrics or {}), **{name: manifest[name] for name in KEPT if name in manifest}
     }  # fmt: skip
     if "evaluation" in manifest:
-        measured = _measured(session, run, folder, manifest)
+        measured = _measured(session, folder, manifest)
         run.metrics = {**run.metrics, "evaluation": measured}
     if "adapter" in manifest:
         rows = (row for row in _preference_rows(folder) if row.get("split") == "train")
@@ -163,7 +163,7 @@ def _take_in_candidates(
     return made
 
 
-def _measured(session: Session, run: Run, folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+def _measured(session: Session, folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     """Return a run's figures, who was measured, with which probes, and whose picks were held out.
 
     Figures of two runs can be set side by side only where the probes are the same, and held-out
@@ -266,7 +266,7 @@ def open_held_back(session: Session, workspace: Workspace, adapter: Adapter) -> 
     for run in session.exec(query).all():
         pairs = (run.metrics or {}).get("pairs", {})
         held = pairs.get("held_back")
-        if not isinstance(held, dict):  # none, or noted by an earlier version without the prompts
+        if held is None:
             continue
         replies: dict[int, list[Candidate]] = {}
         written = select(Candidate).where(Candidate.run_id == run.id).order_by(col(Candidate.id))

@@ -65,18 +65,13 @@ def add_judgment(
     earlier = newest_judgment(session, pair.id, annotator.id)
     if said.verdict is Verdict.RETRACTED and (earlier is None or earlier.verdict == "retracted"):
         raise CuratorError("there is no judgment of that pair to take back.")
-    last = session.exec(
-        select(Judgment.sequence, Judgment.chain)
-        .where(Judgment.annotator_id == annotator.id)
-        .order_by(col(Judgment.sequence).desc())
-        .limit(1)
-    ).first()
+    sequence, chain = _end_of_chain(session, annotator)
     judgment = Judgment(
         uuid=uuid or new_uuid(),
         pair_id=pair.id,
         annotator_id=annotator.id,
         revision=earlier.revision + 1 if earlier else 1,
-        sequence=last[0] + 1 if last else 1,
+        sequence=sequence + 1,
         verdict=said.verdict,
         strength=said.strength,
         tags_left=list(said.tags_left),
@@ -94,19 +89,34 @@ def add_judgment(
         chain="",
     )
     judgment.digest = judgment_digest(session, judgment)
-    judgment.chain = link(last[1] if last else "", judgment.digest)
+    judgment.chain = link(chain, judgment.digest)
     session.add(judgment)
     session.merge(Setting(name=_head(annotator), value=f"{judgment.sequence} {judgment.chain}"))
     if said.verdict is Verdict.RETRACTED or (said.verdict is Verdict.SKIP and earlier):
-        # For everybody: the pair may be anybody's next one again.
-        session.exec(
-            update(Bookmark)
-            .where(col(Bookmark.round_id) == pair.round_id)
-            .where(col(Bookmark.position) >= pair.position)
-            .values(position=pair.position - 1)
-        )
+        _open_again(session, pair)
     session.flush()
     return judgment
+
+
+def _end_of_chain(session: Session, annotator: Annotator) -> tuple[int, str]:
+    """Return sequence and link of an annotator's last judgment; 0 and "" before the first."""
+    last = session.exec(
+        select(Judgment.sequence, Judgment.chain)
+        .where(Judgment.annotator_id == annotator.id)
+        .order_by(col(Judgment.sequence).desc())
+        .limit(1)
+    ).first()
+    return last or (0, "")
+
+
+def _open_again(session: Session, pair: Pair) -> None:
+    """Put every annotator's bookmark before a pair: it may be anybody's next one again."""
+    session.exec(
+        update(Bookmark)
+        .where(col(Bookmark.round_id) == pair.round_id)
+        .where(col(Bookmark.position) >= pair.position)
+        .values(position=pair.position - 1)
+    )
 
 
 def _head(annotator: Annotator) -> str:

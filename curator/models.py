@@ -334,7 +334,7 @@ class Erasure(Table, table=True):
 
 
 class Setting(Table, table=True):
-    """A fact about this workspace: its UUID, its seed, when it was backed up."""
+    """A fact about this workspace: where each annotator's chain of judgments ends."""
 
     name: str = Field(sa_column=Column(Text, primary_key=True))
     value: str = _text()

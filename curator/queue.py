@@ -159,21 +159,9 @@ def next_pair(session: Session, annotator: Annotator, sitting: str) -> Pair | No
     """
     assert annotator.id is not None
     release(session, sitting)
-    calibration = session.exec(
-        select(Pair)
-        .where(
-            Pair.annotator_id == annotator.id,
-            Pair.purpose == Purpose.CALIBRATION,
-            ~_judged(annotator),
-            ~leased(sitting),
-        )
-        .order_by(col(Pair.position))
-        .limit(1)
-    ).first()
+    calibration = _next_calibration(session, annotator, sitting)
     if calibration is not None:
-        assert calibration.id is not None
-        lease(session, calibration.id, annotator.id, sitting)
-        return calibration
+        return _handed(session, calibration, annotator, sitting)
     rounds = session.exec(select(Round.id).order_by(col(Round.number).desc())).all()
     for round_id in filter(None, rounds):
         bookmark = session.get(Bookmark, (annotator.id, round_id))
@@ -195,10 +183,28 @@ def next_pair(session: Session, annotator: Annotator, sitting: str) -> Pair | No
             continue
         free = session.exec(unjudged.where(~_waiting(annotator), ~leased(sitting))).first()
         if free is not None:
-            assert free.id is not None
-            lease(session, free.id, annotator.id, sitting)
-            return free
+            return _handed(session, free, annotator, sitting)
     return None
+
+
+def _next_calibration(session: Session, annotator: Annotator, sitting: str) -> Pair | None:
+    return session.exec(
+        select(Pair)
+        .where(
+            Pair.annotator_id == annotator.id,
+            Pair.purpose == Purpose.CALIBRATION,
+            ~_judged(annotator),
+            ~leased(sitting),
+        )
+        .order_by(col(Pair.position))
+        .limit(1)
+    ).first()
+
+
+def _handed(session: Session, pair: Pair, annotator: Annotator, sitting: str) -> Pair:
+    assert pair.id is not None and annotator.id is not None
+    lease(session, pair.id, annotator.id, sitting)
+    return pair
 
 
 def set_bookmark(session: Session, annotator_id: int, round_id: int, position: int) -> None:
@@ -254,7 +260,7 @@ def release(session: Session, sitting: str) -> None:
 # --- going to a pair --------------------------------------------------------------------------
 
 
-def pair_at(session: Session, annotator: Annotator, round_id: int, number: int) -> Pair | None:
+def pair_at(session: Session, round_id: int, number: int) -> Pair | None:
     """Return the pair with a number in a round, counted from 1; None when there is none."""
     return session.exec(
         select(Pair).where(

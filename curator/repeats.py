@@ -133,7 +133,15 @@ def add_calibration(session: Session, annotator: Annotator, count: int) -> int:
     missing = [pair for pair in pairs if pair.id not in copied]
     if not missing:
         return 0
-    ids = [pair.id for pair in pairs]
+    wanted = _wanted(session, annotator, [pair.id for pair in pairs])
+    added = [pair for pair in missing if pair.id in wanted]
+    for pair in added:
+        _copy(session, pair, annotator, Purpose.CALIBRATION, swapped=False)
+    return len(added)
+
+
+def _wanted(session: Session, annotator: Annotator, ids: list[int | None]) -> set[int | None]:
+    """Return which pairs an annotator is to judge again for calibration: see add_calibration."""
     me = annotator.id
     mine = _pairs_of(session, Judgment, ids, col(Judgment.annotator_id) == me)
     held = _pairs_of(session, Lease, ids, col(Lease.annotator_id) == me)
@@ -141,18 +149,11 @@ def add_calibration(session: Session, annotator: Annotator, count: int) -> int:
     by_other = and_(
         col(Judgment.annotator_id).in_(people), col(Judgment.verdict) != Verdict.SKIP, standing()
     )
-    wanted = set(ids)
     if mine or held:
-        wanted = _pairs_of(session, Judgment, ids, by_other)
-    elif not (
-        _pairs_of(session, Judgment, ids, col(Judgment.annotator_id).in_(people))
-        or _pairs_of(session, Lease, ids, col(Lease.annotator_id).in_(people))
-    ):
-        return 0
-    added = [pair for pair in missing if pair.id in wanted - mine - held]
-    for pair in added:
-        _copy(session, pair, annotator, Purpose.CALIBRATION, swapped=False)
-    return len(added)
+        return _pairs_of(session, Judgment, ids, by_other) - mine - held
+    begun = _pairs_of(session, Judgment, ids, col(Judgment.annotator_id).in_(people))
+    begun |= _pairs_of(session, Lease, ids, col(Lease.annotator_id).in_(people))
+    return set(ids) if begun else set()
 
 
 def _pairs_of(

@@ -107,10 +107,19 @@ def start_run(
     if measure:
         inputs.files[MEASURE] = measure
     run = _new_run(workspace, inputs.request)
+    folder, run = _launch(workspace, run, inputs, begun[0] if begun else None)
+    counts = [len(inputs.files.get(name, ())) for name in (PAIRS, PROMPTS)]
+    return Started(run, folder, counts[0], inputs.left_out, counts[1])
+
+
+def _launch(
+    workspace: Workspace, run: Run, inputs: Inputs, checkpoints: Path | None
+) -> tuple[Path, Run]:
+    """Write a run's folder and start a trainer on it; a run that cannot start is closed."""
     try:
         folder = _write_folder(workspace, run, inputs)
-        if begun is not None:
-            training.take_over(begun[0], folder)
+        if checkpoints is not None:
+            training.take_over(checkpoints, folder)
         with db.writing(workspace.engine) as session:
             run = session.get_one(Run, run.id)
             run.folder, run.request_sha256 = folder.name, sha256_file(folder / REQUEST)
@@ -122,8 +131,7 @@ def start_run(
     with db.writing(workspace.engine) as session:
         run = session.get_one(Run, run.id)
         run.pid = pid
-    counts = [len(inputs.files.get(name, ())) for name in (PAIRS, PROMPTS)]
-    return Started(run, folder, counts[0], inputs.left_out, counts[1])
+    return folder, run
 
 
 def _prepare(
@@ -370,17 +378,6 @@ def _close(workspace: Workspace, run: Run, state: RunState, error: str, status: 
         with contextlib.suppress(OSError):
             append_event(folder, str(state), message=error, status=status)
     return mine
-
-
-def stop_run(workspace: Workspace) -> Run | None:
-    """Stop the run under way, if one is; return it, settled. The adapter in use stays."""
-    with db.reading(workspace.engine) as session:
-        run = store.running(session)
-    if run is None:
-        return None
-    runs.stop(workspace.runs / run.folder, run.pid)
-    settled = settle(workspace)
-    return settled[0] if settled else run
 
 
 def run_under_way(workspace: Workspace) -> tuple[Run, Path] | None:

@@ -72,7 +72,7 @@ class Seat:
             )
             if turn is None or turn.id is None:
                 return None
-            return self._held(session, queue.pair_at(session, self.annotator, turn.id, number))
+            return self._held(session, queue.pair_at(session, turn.id, number))
 
     def beside(self, pair_id: int, step: int) -> Shown | None:
         """Return the pair before (-1) or after (+1) another in its round; None: there is none.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from sqlalchemy import update
 from sqlalchemy.orm import aliased
@@ -23,7 +22,6 @@ from curator.models import (
     Round,
     Run,
     RunState,
-    Setting,
     Split,
     now,
 )
@@ -35,7 +33,7 @@ CHUNK = 10_000
 BASE = "base"
 
 
-# --- annotators and settings ------------------------------------------------------------------
+# --- annotators ------------------------------------------------------------------
 
 
 def get_annotator(
@@ -50,17 +48,6 @@ def get_annotator(
     elif annotator.kind != kind:
         raise CuratorError(f"{name} is a {annotator.kind} annotator already; use another name.")
     return annotator
-
-
-def get_setting(session: Session, name: str) -> str | None:
-    """Return a fact kept about the workspace, or None."""
-    setting = session.get(Setting, name)
-    return setting.value if setting else None
-
-
-def set_setting(session: Session, name: str, value: str) -> None:
-    """Keep a fact about the workspace."""
-    session.merge(Setting(name=name, value=value))
 
 
 # --- prompts ------------------------------------------------------------------------------------
@@ -97,20 +84,20 @@ def families_to_train_on(session: Session) -> set[str]:
     return {family for family in session.exec(query) if family}
 
 
-def prompts_for_round(session: Session, count: int, order: Any) -> list[Prompt]:
+def prompts_for_round(session: Session, count: int, order: Callable[[Prompt], int]) -> list[Prompt]:
     """Return `count` prompts, those written for least often first, then by `order(prompt)`."""
     prompts = session.exec(select(Prompt)).all()
     return sorted(prompts, key=lambda p: (p.asked, order(p)))[:count]
 
 
-def held_out_prompts(session: Session, count: int, order: Any) -> list[Prompt]:
+def held_out_prompts(session: Session, count: int, order: Callable[[Prompt], int]) -> list[Prompt]:
     """Return up to `count` held-out prompts, by `order(prompt)`: the same ones every time."""
     prompts = session.exec(select(Prompt).where(Prompt.split == Split.HELD_OUT)).all()
     return sorted(prompts, key=order)[:count]
 
 
 def prompts_for_duel(
-    session: Session, count: int, order: Any, sides: tuple[str, str]
+    session: Session, count: int, order: Callable[[Prompt], int], sides: tuple[str, str]
 ) -> list[Prompt]:
     """Return up to `count` prompts on which no pair compares these two already.
 

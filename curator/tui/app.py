@@ -257,13 +257,9 @@ class CuratorApp(App[None]):
         self.adopt_run()
         self.screen.post_message(RunChanged())
 
-    def stop_run(self) -> None:
-        """Stop the run under way; following it ends by itself."""
-        self.stop_run_in_thread()
-
     @work(thread=True, exit_on_error=False, group="stop")
-    def stop_run_in_thread(self) -> None:
-        """Stop the trainer; settling it is left to whoever follows it."""
+    def stop_run(self) -> None:
+        """Stop the run under way; settling it is left to whoever follows it."""
         from curator import rounds, runs
 
         under_way = rounds.run_under_way(self.workspace)
@@ -308,7 +304,7 @@ class CuratorApp(App[None]):
             screen.post_message(RunChanged(pairs=True))
 
     def on_run_event(self, message: RunEvent) -> None:
-        """Note what the trainer said and let the screen in front show it."""
+        """Note what the trainer said and let every open screen show it."""
         if self.run_watch is not None:
             self.run_watch.take(message.event)
             for screen in self.screen_stack:

@@ -27,7 +27,7 @@ class RunEnded(Message):
 
 @dataclass
 class RunChanged(Message):
-    """Passed on to the screen in front: what is known of the run has changed."""
+    """Passed on to every open screen: what is known of the run has changed."""
 
     ended: Run | None = None
     pairs: bool = False

@@ -213,7 +213,7 @@ def test_the_clients_words_and_this_places_time_are_in_the_history(
         await pilot.press("f", "g", *"nv", "enter", "A", "h")
         shown = painted(app)
         assert said[:44] in shown and "⚑ · fast · names feeling, validates" in shown
-        judged_at = datetime.fromisoformat(rows(workspace)[0].judged_at)
+        judged_at = datetime.fromisoformat(rows(workspace)[0].created_at)
         assert f"{judged_at.astimezone():%m-%d %H:%M}" in shown
 
     play(workspace, script, size=(80, 24))
