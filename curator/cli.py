@@ -41,6 +41,9 @@ cli_evaluation.register(app)
 cli_models.register(app)
 
 
+FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+
+
 def version(value: bool) -> None:
     """Print the version and leave."""
     if value:
@@ -325,9 +328,10 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads on; nothing left to say
         sys.exit(1)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or leaving would try again
-            talk("curator: what it prints cannot be written: no space is left.")
+        if isinstance(error, OSError) and error.errno in FULL:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or leaving would try to print again
+            place = f"{error.filename}: " if error.filename else ""
+            talk(f"curator: {place}no space is left to write to. Free some, then try again.")
             sys.exit(CannotWrite.exit_code)
         # No traceback by itself: it would show client texts.
         if os.environ.get("CURATOR_DEBUG"):

@@ -223,9 +223,9 @@ def _result(kind: str, first: str, second: str, tally: Tally) -> dict[str, Any]:
     }  # fmt: skip
     if n:
         share = tally.wins / n
-        # A test that is looked at again and again until it pleases passes too often: its 5 % are
-        # shared out among the looks (at four of 50 pairs an even duel then passes in about 6 % of
-        # cases, and in 9 % without). What waits belongs to this look; more pairs are the next.
+        # A test that is looked at again and again until it pleases passes too often, so it takes
+        # 5 % over the number of looks (after four of 50 pairs an even duel then passes in about 6 %
+        # of cases, and in 9 % without). What waits belongs to this look; more pairs are the next.
         next_look = tally.looks + (not tally.waiting)
         facts |= {
             "win_rate": share,

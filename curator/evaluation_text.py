@@ -259,12 +259,12 @@ def _duel_text(each: Mapping[str, Any]) -> str:
         f"{apart}; sign test p = {each['p_value']:.2g}."
     )
     needed = each["settled_by"]
-    shared = f", shared out among {each['looks']} duels of these two" if each["looks"] > 1 else ""
+    shared = f" over {each['looks']} duels of these two" if each["looks"] > 1 else ""
     if each["p_value"] <= each["alpha"]:
         if each["waiting"]:  # a test that is looked at until it pleases passes too often
             return text + f" Not settled while pairs wait to be judged: {each['waiting']}."
         return text + f" Settled at 5 %{shared}."
-    text += f" Not settled: it takes p of {each['alpha']:.2g} (5 %{shared})." if shared else ""
+    text += f" Not settled: it takes p of {each['alpha']:.2g}, 5 %{shared}." if shared else ""
     if needed is None:
         return text + " So even a split no reasonable number of pairs would settle."
     if needed <= each["n"]:

@@ -210,9 +210,9 @@ def _add_adapter(
 ) -> Adapter:
     """Add a new adapter as proposed, and let the gates decide, unless a person wants to.
 
-    By rule none is put into use in place of one that it was not compared with.
+    By rule none is put into use in place of an adapter that it was not compared with.
     """
-    name = Path(manifest["adapter"]["path"]).name
+    name, base_sha256 = Path(manifest["adapter"]["path"]).name, manifest["model"]["sha256"]
     request, in_use = read_request(folder), store.current_adapter(session)
     parent, compared = (
         store.adapter_in(session, named) if named else None
@@ -221,10 +221,11 @@ def _add_adapter(
     judged = gates.judge((run.metrics or {}).get("evaluation", {}), workspace.config.gates)
     adapter = Adapter(
         name=name,
-        parent_id=parent.id if parent else None,
+        # One of another base was left out of the training, though the request names it.
+        parent_id=parent.id if parent and parent.base_sha256 == base_sha256 else None,
         folder=f"adapters/{name}",
         base_model=manifest["model"]["name"],
-        base_sha256=manifest["model"]["sha256"],
+        base_sha256=base_sha256,
         sha256=manifest["adapter"]["sha256"],
         pairs_sha256=manifest["preferences"]["sha256"],
         metrics={
@@ -236,13 +237,13 @@ def _add_adapter(
     session.add(adapter)
     session.flush()
     if workspace.config.gates.accept == "rule" and judged.verdict == "pass":
-        if in_use is compared:
+        if in_use is None or in_use is compared:
             store.make_current(session, adapter, f"by rule: {judged.reason}")
         else:
-            was, now_in_use = (each.name if each else store.BASE for each in (compared, in_use))
+            was = compared.name if compared else store.BASE
             adapter.status_reason = (
-                f"waits for you: it was compared with {was}, which was in use when its training "
-                f"began; {now_in_use} is in use now"
+                f"waits for you: {was} was in use when its training began; it was not compared "
+                f"with {in_use.name}, which is in use now"
             )
     elif workspace.config.gates.accept == "rule" and judged.verdict == "fail":
         store.decide(session, adapter, AdapterStatus.REFUSED, f"by rule: {judged.reason}")

@@ -58,15 +58,17 @@ def beside_lines(rubric: Rubric, said: Said, rewrite: Rewrite | None) -> Iterato
 
 def history_lines(seat: Seat, asked: str) -> Iterator[str]:
     """Yield the latest judgments, filtered: `verdict=tie flagged=yes words`, or some of these."""
-    verdicts = {said.replace(" ", "-"): verdict for verdict, said in COUNTED.items()}
+    words_for = {said.replace(" ", "-"): verdict for verdict, said in COUNTED.items()}
+    verdicts = {word.casefold(): verdict for word, verdict in words_for.items()}
+    verdicts |= {str(verdict): verdict for verdict in COUNTED}
     verdict, flagged, words = None, False, []
     for word in asked.split(" "):
         name, _, value = word.partition("=")
-        if name == "verdict" and value not in verdicts:
-            yield f"{one_line(word, 40)} is none of: {', '.join(verdicts)}."
+        if name == "verdict" and value.casefold() not in verdicts:
+            yield f"{one_line(word, 40)} is none of: {', '.join(words_for)}."
             return
         if name == "verdict":
-            verdict = verdicts[value]
+            verdict = verdicts[value.casefold()]
         elif word == "flagged=yes":
             flagged = True
         else:

@@ -26,9 +26,11 @@ from trainer.contract import (
     CHECKPOINTS,
     FEWEST_PREFERENCES,
     PAIRS,
+    PROBES,
     ContractError,
     Request,
     TrainSettings,
+    check_messages,
     read_request,
     read_rows,
 )
@@ -54,11 +56,11 @@ def check_apart(
     `measured`: folders of adapters, as a request names them, that the probes are put to: what
     these learned may count no longer, and was learned all the same.
     """
-    index = index_probes(read_probes(workspace.probes))
-    apart = (
-        "what a model is measured with must not be what it learns from. Take the probe out of "
-        f"{workspace.probes}"
-    )
+    index, own = index_probes(read_probes(workspace.probes)), workspace.path / PROBES
+    way = f"Take the probe out of {own}"
+    if workspace.probes != own:
+        way = f"Copy {workspace.probes} to {own}, without that probe"
+    apart = f"what a model is measured with must not be what it learns from. {way}"
     for row in rows:
         if (probe := index.near(row["prompt"])) is not None:
             raise BadData(
@@ -94,9 +96,12 @@ def _taught(session: Session, workspace: Workspace, adapter: Adapter) -> list[di
     if path is None or not path.is_file():
         return []
     try:
-        return [row for _, row in read_rows(path) if row.get("split") == "train"]
+        rows = [(n, row) for n, row in read_rows(path) if row.get("split") == "train"]
+        for number, row in rows:
+            check_messages(row.get("prompt"), ("user",), f"{path}, line {number}: prompt")
     except ContractError as error:
-        raise BadData(str(error)) from None
+        raise BadData(f"{error} Put it back from a backup.") from None
+    return [row for _, row in rows]
 
 
 def _why_few(left_out: Counter[str]) -> str:

@@ -72,7 +72,7 @@ def _count_others(names: set[str], mended: Counter[str]) -> None:
     for name in sorted(names):
         said = f'lines have "{one_line(name, 40)}", which is not read'
         few = said in mended or len(mended) < MOST_NAMED
-        mended[said if few else "more fields are not read"] += 1
+        mended[said if few else "times a field of yet another name, which is not read"] += 1
 
 
 def _names(values: dict[str, Any]) -> str:

@@ -35,6 +35,21 @@ BESIDE = 32
 VERDICTS = (None, *COUNTED)
 
 
+def _when(row: Judged) -> str:
+    """Return when a pair was judged, in this place's time."""
+    try:
+        return f"{datetime.fromisoformat(row.judged_at).astimezone():%m-%d %H:%M}"
+    except (ValueError, OverflowError, OSError):  # a row that somebody changed
+        return one_line(row.judged_at, 11)
+
+
+def _cut(text: str, width: int) -> str:
+    """Return a text made visible, on one line of at most `width` cells."""
+    line = Text(one_line(text, width))
+    line.truncate(width, overflow="ellipsis")
+    return line.plain
+
+
 class HistoryScreen(Screen[int | None]):
     """A table of judgments, the latest first. Closes with the pair to open, or None."""
 
@@ -102,7 +117,6 @@ class HistoryScreen(Screen[int | None]):
         """Return a row as the table shows it, each cell of two lines; times are this place's."""
         said = COUNTED[str(row.said.verdict)]
         clearly = "clearly" if row.said.strength == 2 else ""
-        when = datetime.fromisoformat(row.judged_at).astimezone()
         room = max(BESIDE, self.size.width - BESIDE)
         tags = (*row.said.tags_left, *row.said.tags_right)
         marks = [
@@ -110,10 +124,10 @@ class HistoryScreen(Screen[int | None]):
             ("rewritten" if row.said.rewrite_id is not None else ""),
             ("fast" if row.fast else ""), ("changed" if row.revisions > 1 else ""),
         ]  # fmt: skip
-        noted = (*marks, one_line(self.app.seat.rubric.labels(tags), 60), one_line(row.about, 30))
+        noted = (*marks, self.app.seat.rubric.labels(tags), row.about)
         return (
-            f"{when:%m-%d %H:%M}\n{row.round}.{row.number}", f"{said}\n{clearly}",
-            f"{one_line(row.client, room)}\n{' · '.join(filter(None, noted))}",
+            f"{_when(row)}\n{row.round}.{row.number}", f"{said}\n{clearly}",
+            f"{_cut(row.client, room)}\n{_cut(' · '.join(filter(None, noted)), room)}",
         )  # fmt: skip
 
     @on(DataTable.RowSelected)

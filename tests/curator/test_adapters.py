@@ -181,6 +181,7 @@ def test_none_comes_into_use_by_rule_for_one_it_was_not_compared_with(
     for _ in range(2):
         work(judged, "round")
         judge_all(judged)
+    assert adapters.show_adapter(judged, "adapter-0003")["status"] == "current"
     fake_trainer("wait")
     started = rounds.start_run(judged, "round")
     assert adapters.rollback(judged).in_use == "adapter-0002"
@@ -190,11 +191,18 @@ def test_none_comes_into_use_by_rule_for_one_it_was_not_compared_with(
     facts = adapters.show_adapter(judged, "adapter-0004")
     assert facts["status"] == "proposed" and facts["gates"]["verdict"] == "pass"
     assert facts["reason"] == (
-        "waits for you: it was compared with adapter-0003, which was in use when its training "
-        "began; adapter-0002 is in use now"
+        "waits for you: adapter-0003 was in use when its training began; it was not compared "
+        "with adapter-0002, which is in use now"
     )
     assert "adapter-0004 is proposed (waits for you" in terminal.run_text(run)
     assert adapters.accept(judged, "adapter-0004").pairs == 20
+    # With the base every adapter is compared.
+    started = rounds.start_run(judged, "round")
+    while in_use(judged):
+        adapters.rollback(judged)
+    (started.folder / "go").touch()
+    wait(judged, started.folder)
+    assert in_use(judged) == "adapter-0005"
 
 
 def test_what_cannot_be_decided_changes_nothing(judged: Workspace) -> None:
@@ -364,6 +372,13 @@ def test_an_adapter_is_not_measured_with_what_it_learned(judged: Workspace) -> N
         seat.judge(pair, Said(Verdict.SKIP), new_uuid())
     seat.leave()
     said = r"adapter-0002 has learned from an answer to the probe x, .*Take the probe out of"
+    path = judged.runs / "0002-round" / "pairs.jsonl"
+    whole = path.read_text(encoding="utf-8")
+    for damage in ("no JSON", '{"split": "train"}', '{"split": "train", "prompt": [{"role": 5}]}'):
+        path.write_text(damage + "\n", encoding="utf-8")
+        with pytest.raises(BadData, match=r"pairs\.jsonl, line 1.* Put it back from a backup"):
+            work(judged, "evaluate")
+    path.write_text(whole, encoding="utf-8")
     with pytest.raises(BadData, match=said):
         work(judged, "evaluate")
     adapters.rollback(judged)

@@ -58,14 +58,14 @@ def test_help_starts_with_an_example(command: str) -> None:
     assert curator(*command.split(), "-h", NO_COLOR="1", COLUMNS="100").stdout == done.stdout
 
 
-def test_output_that_no_disk_takes_is_no_bug() -> None:
+def test_a_full_disk_is_no_bug() -> None:
     said = (
         "import errno; from curator import cli\n"
         "def app(): raise OSError(errno.ENOSPC, 'full')\n"
         "cli.app = app; cli.main()"
     )
     done = subprocess.run([sys.executable, "-P", "-c", said], capture_output=True, text=True)
-    refused(done, 73, "what it prints cannot be written: no space is left.")
+    refused(done, 73, "curator: no space is left to write to.")
 
 
 def test_init_makes_a_workspace_without_prompts(tmp_path: Path) -> None:

@@ -205,10 +205,10 @@ def test_a_result_that_is_looked_at_twice_takes_more_to_be_settled(contested: Wo
     (found,) = duels.results(contested)["duels"]
     assert (found["n"], found["looks"]) == (10, 3) and found["alpha"] == pytest.approx(0.05 / 3)
     text = evaluation_text.duels_text({"duels": [{**found, "p_value": 0.021}], "rankings": []})
-    assert "Not settled: it takes p of 0.017 (5 %, shared out among 3 duels of these two)." in text
+    assert "Not settled: it takes p of 0.017, 5 % over 3 duels of these two." in text
     assert "Settled at 5 %" not in text
     text = evaluation_text.duels_text({"duels": [{**found, "p_value": 0.016}], "rankings": []})
-    assert "Settled at 5 %, shared out among 3 duels of these two." in text
+    assert "Settled at 5 % over 3 duels of these two." in text
 
 
 def test_another_duel_asks_what_these_two_were_not_asked(contested: Workspace) -> None:

@@ -217,9 +217,33 @@ def test_the_clients_words_and_this_places_time_are_in_the_history(
         assert f"{judged_at.astimezone():%m-%d %H:%M}" in shown
 
     play(workspace, script, size=(80, 24))
+    with db.writing(workspace.engine) as session:  # changed by somebody
+        session.exec(select(Judgment)).one().created_at = "2024-13-\x1b"
+
+    async def look(pilot: Pilot[None], app: CuratorApp) -> None:
+        await pilot.press("h")
+        assert "2024-13-␛" in painted(app)
+
+    play(workspace, look)
     monkeypatch.undo()
     if hasattr(time, "tzset"):
         time.tzset()
+
+
+def test_a_full_row_of_the_history_fits_80_columns(
+    workspace: Workspace, add_pairs: AddPairs
+) -> None:
+    add_pairs(workspace, 1, messages=[{"role": "user", "content": "我很难过。" * 30}])
+    with db.writing(workspace.engine) as session:
+        session.exec(select(Prompt)).one().content_label = "medication, and who decides on it"
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        await pilot.press("g", *"nvo", "tab", *"nvo", "enter", "f", "A", "h")
+        table = app.screen.query_one(DataTable)
+        assert table.virtual_size.width <= 80 and not table.show_horizontal_scrollbar
+        assert "我很难过" in painted(app) and "…" in painted(app)
+
+    play(workspace, script, size=(80, 24))
 
 
 def test_the_family_shows_only_after_the_judgment(
