@@ -14,7 +14,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
 from curator.rubric import MOST_TAGS_A_SIDE, RedFlag, Rubric, Tag
-from curator.safe_text import HIDDEN
+from curator.tui.widgets import Line
 
 Tags = tuple[tuple[str, ...], tuple[str, ...]]
 HEADINGS = {
@@ -211,7 +211,7 @@ class LinePanel(ModalScreen[str | None]):
     def compose(self) -> ComposeResult:
         with Vertical(id="panel"):
             yield Static(Content(self.heading).stylize("bold"))
-            yield Input(self.text, id="line", max_length=2_000)
+            yield Line(self.text, id="line", max_length=2_000)
             yield Static(Content(self.hint).stylize("$quiet"))
 
     def on_mount(self) -> None:
@@ -226,13 +226,6 @@ class LinePanel(ModalScreen[str | None]):
         if kept := self.on_draft(text):
             self.drafted = text
         return kept
-
-    @on(Input.Changed)
-    def inert(self, event: Input.Changed) -> None:
-        """Drop characters that a terminal could obey, which pasted text may hold."""
-        clean = HIDDEN.sub("", event.value)
-        if clean != event.value:
-            event.input.value = clean
 
     @on(Input.Submitted)
     def keep(self, event: Input.Submitted) -> None:

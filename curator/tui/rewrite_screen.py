@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
-from textual import events, on
+from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
@@ -20,14 +20,6 @@ KEYS = [
     KeyHint("esc", "leave it as a draft", "leave", "leave"),
     KeyHint("ctrl+r", "start again from the reply", "reset", "reset"),
 ]
-
-
-class Editor(TextArea):
-    """A text area that takes no character a terminal could obey, wherever it comes from."""
-
-    async def _on_paste(self, event: events.Paste) -> None:
-        # Before the text area's own: a text set anew would move the cursor and forget its undo.
-        event.text = HIDDEN.sub("", event.text)
 
 
 class RewriteScreen(Screen[str | None]):
@@ -55,7 +47,7 @@ class RewriteScreen(Screen[str | None]):
     def compose(self) -> ComposeResult:
         yield Conversation(id="conversation")
         yield Static(f"Write the reply you would want in place of {self.letter}.", id="question")
-        yield Editor(self.text, id="editor", soft_wrap=True, tab_behavior="focus")
+        yield TextArea(self.text, id="editor", soft_wrap=True, tab_behavior="focus")
         yield KeyBar(KEYS, id="keys")
 
     def on_mount(self) -> None:
