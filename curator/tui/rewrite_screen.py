@@ -19,6 +19,7 @@ KEYS = [
     KeyHint("ctrl+s", "keep it, then judge", "keep", "keep"),
     KeyHint("esc", "leave it as a draft", "leave", "leave"),
     KeyHint("ctrl+r", "start again from the reply", "reset", "reset"),
+    KeyHint("ctrl+z", "undo, that too", "undo", "undo"),
 ]
 
 
@@ -28,6 +29,8 @@ class RewriteScreen(Screen[str | None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+s", "keep", priority=True, show=False),
         Binding("ctrl+r", "reset", priority=True, show=False),
+        # Here too where the focus is not in the editor: elsewhere it suspends the app.
+        Binding("ctrl+z", "undo", priority=True, show=False),
         Binding("escape", "leave", priority=True, show=False),
     ]
 
@@ -69,7 +72,7 @@ class RewriteScreen(Screen[str | None]):
 
     @on(TextArea.Changed)
     def inert(self, event: TextArea.Changed) -> None:
-        """Drop characters that a terminal could obey, which pasted text may hold."""
+        """Drop characters that a terminal could obey, however they came in."""
         clean = HIDDEN.sub("", event.text_area.text)
         if clean != event.text_area.text:
             event.text_area.text = clean
@@ -85,5 +88,13 @@ class RewriteScreen(Screen[str | None]):
         self.dismiss(None)
 
     def action_reset(self) -> None:
-        """Start again from the reply as it was."""
-        self.query_one(TextArea).text = self.reply
+        """Start again from the reply as it was; undo brings back what was written."""
+        editor = self.query_one(TextArea)
+        editor.history.checkpoint()  # undone by itself, not with what was typed just before
+        editor.replace(
+            self.reply, editor.document.start, editor.document.end, maintain_selection_offset=False
+        )
+
+    def action_undo(self) -> None:
+        """Take the last change back."""
+        self.query_one(TextArea).undo()
