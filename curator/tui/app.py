@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.console import RenderableType
 from rich.text import Text
-from textual import work
+from textual import events, work
 from textual.actions import SkipAction
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.css.query import NoMatches
+from textual.driver import Driver
 from textual.screen import Screen
 from textual.worker import get_current_worker
 
@@ -28,6 +29,7 @@ from curator.safe_text import one_line, visible
 from curator.tui.judge_screen import JudgeScreen
 from curator.tui.leaving import leave_on_signals
 from curator.tui.messages import Drafts, PairsCame, RunChanged, RunEnded, RunEvent
+from curator.tui.pasting import cleaned, gate
 from curator.tui.themes import THEMES
 from curator.verbs import with_keys
 from curator.words import AnnotatorKind, Shown, new_uuid
@@ -83,6 +85,16 @@ class CuratorApp(App[None]):
         if self.glanced is None:
             self.annotator_name = self.seat.annotator.name
         self.run_watch: RunWatch | None = None
+
+    def get_driver_class(self) -> type[Driver]:
+        """Return what this system's terminal is read by; no key is found in a paste."""
+        return gate(super().get_driver_class())
+
+    async def on_event(self, event: events.Event) -> None:
+        """Clean a paste before any field has it, the palette's too; then as Textual does."""
+        if isinstance(event, events.Paste):
+            event.text = cleaned(event.text)
+        await super().on_event(event)
 
     @cached_property
     def seat(self) -> Seat:

@@ -12,8 +12,7 @@ from textual.content import Content
 from textual.screen import ModalScreen, Screen
 from textual.widgets import Input, Static
 
-from curator.safe_text import HIDDEN
-from curator.tui.widgets import Conversation, KeyBar, Replies, Reply, key_hints
+from curator.tui.widgets import Conversation, KeyBar, Line, Replies, Reply, key_hints
 from curator.words import JUDGES, SAID
 
 if TYPE_CHECKING:
@@ -53,24 +52,17 @@ class FirstScreen(ModalScreen[tuple[str, str, str]]):
             yield Static(Content("Welcome").stylize("bold $accent"))
             yield Static(Content.from_text("\n" + WELCOME + "\n", markup=False))
             yield Static("your name, as it stands beside your judgments")
-            yield Input(self.app.seat.annotator.name, id="name", max_length=60)
+            yield Line(self.app.seat.annotator.name, id="name", max_length=60)
             yield Static("your role (psychotherapist, trainee, peer supporter, …)")
-            yield Input(id="role", max_length=60)
+            yield Line(id="role", max_length=60)
             yield Static("the approach you work in (CBT, MI, psychodynamic, …)")
-            yield Input(id="orientation", max_length=60)
+            yield Line(id="orientation", max_length=60)
             yield Static(
                 Content("enter  next · esc  all later · f1  how to judge").stylize("$quiet")
             )
 
     def on_mount(self) -> None:
         self.query_one("#name", Input).focus()
-
-    @on(Input.Changed)
-    def inert(self, event: Input.Changed) -> None:
-        """Drop characters that a terminal could obey."""
-        clean = HIDDEN.sub("", event.value)
-        if clean != event.value:
-            event.input.value = clean
 
     @on(Input.Submitted)
     def further(self, event: Input.Submitted) -> None:

@@ -15,8 +15,8 @@ from textual.widgets import DataTable, Input, Static
 
 from curator.errors import CuratorError
 from curator.history import MOST_ROWS, Judged, history
-from curator.safe_text import HIDDEN, one_line
-from curator.tui.widgets import HeaderBar, KeyBar, KeyHint
+from curator.safe_text import one_line
+from curator.tui.widgets import HeaderBar, KeyBar, KeyHint, Line
 from curator.words import COUNTED
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class HistoryScreen(Screen[int | None]):
     def compose(self) -> ComposeResult:
         yield HeaderBar(id="header")
         yield Static(id="filter")
-        yield Input(placeholder="a word of the conversation, a reply or a note", id="line")
+        yield Line(placeholder="a word of the conversation, a reply or a note", id="line")
         yield DataTable(id="judgments", cursor_type="row")
         yield KeyBar(KEYS, id="keys")
 
@@ -157,11 +157,8 @@ class HistoryScreen(Screen[int | None]):
         line.focus()
 
     @on(Input.Changed)
-    def find(self, event: Input.Changed) -> None:
+    def find(self) -> None:
         """Show what holds the text, as it is typed."""
-        clean = HIDDEN.sub("", event.value)
-        if clean != event.value:
-            event.input.value = clean
         self.fill()
 
     @on(Input.Submitted)

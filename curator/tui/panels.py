@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import ClassVar
+from weakref import WeakKeyDictionary
 
 from textual import events, on
 from textual.app import ComposeResult
@@ -14,9 +15,11 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
 from curator.rubric import MOST_TAGS_A_SIDE, RedFlag, Rubric, Tag
-from curator.safe_text import HIDDEN
+from curator.tui.judge_screen import NARROW, JudgeScreen
+from curator.tui.widgets import Line
 
 Tags = tuple[tuple[str, ...], tuple[str, ...]]
+Answers = dict[str, bool]
 HEADINGS = {
     "good": "a reason for it",
     "over_agreeable": "over-agreeable",
@@ -43,7 +46,7 @@ class TagsPanel(ModalScreen[Tags]):
         with VerticalScroll(id="panel"):
             yield Static(id="tags-head")
             yield Static(id="tags")
-            yield Static(id="tags-foot")
+            yield Static(classes="foot")
 
     def on_mount(self) -> None:
         self.draw()
@@ -57,14 +60,18 @@ class TagsPanel(ModalScreen[Tags]):
             return
         event.stop()
         names = self.chosen[self.side]
+        full = tag.tag not in names and len(names) >= MOST_TAGS_A_SIDE
         if tag.tag in names:
             names.remove(tag.tag)
-        elif len(names) < MOST_TAGS_A_SIDE:
+        elif not full:
             names.append(tag.tag)
-        self.draw()
+        self.draw(full)
 
-    def draw(self) -> None:
-        """Show the reasons in columns, those chosen for this side marked."""
+    def draw(self, full: bool = False) -> None:
+        """Show the reasons in columns, those chosen for this side marked.
+
+        `full`: the last key was for one too many.
+        """
         heads = []
         for side, letter in enumerate("AB"):
             names = self.rubric.labels(self.chosen[side]) or "no reason yet"
@@ -81,11 +88,11 @@ class TagsPanel(ModalScreen[Tags]):
         self.query_one("#tags", Static).update(
             self._beside(columns) if wide else self._short(columns)
         )
-        foot = (
-            f"at most {MOST_TAGS_A_SIDE} reasons a side · "
-            "tab  the other reply · enter  done · backspace  none"
-        )
-        self.query_one("#tags-foot", Static).update(Content(foot).stylize("$quiet"))
+        most = Content(f"at most {MOST_TAGS_A_SIDE} reasons a side").stylize("$quiet")
+        if full:
+            most = Content(f"{MOST_TAGS_A_SIDE} already: take one off first").stylize("bold $error")
+        ways = " · tab  the other reply · enter  done · backspace  none"
+        self.query_one(".foot", Static).update(most + Content(ways).stylize("$quiet"))
 
     def _beside(self, columns: list[list[tuple[str, Tag | None]]]) -> Content:
         width = min(38, (min(118, self.size.width) - 6) // 3)
@@ -131,8 +138,11 @@ class TagsPanel(ModalScreen[Tags]):
         self.dismiss((tuple(self.chosen[0]), tuple(self.chosen[1])))
 
 
-class RedFlagsPanel(ModalScreen[dict[str, bool] | None]):
-    """The red flags of both replies, asked one by one: yes or no. Escape: no judgment is made."""
+class RedFlagsPanel(ModalScreen[Answers | None]):
+    """The red flags of both replies, asked one by one: yes or no.
+
+    Escape: no judgment is made, and the answers so far are there when the panel opens again.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("y", "answer(True)", show=False),
@@ -141,20 +151,37 @@ class RedFlagsPanel(ModalScreen[dict[str, bool] | None]):
         Binding("escape", "cancel", show=False),
     ]
 
+    left_open: ClassVar[WeakKeyDictionary[JudgeScreen, dict[int, Answers]]] = WeakKeyDictionary()
+    """Answers given before the panel was left, by the screen below and its pair; kept here."""
+
     def __init__(self, flags: Sequence[RedFlag]) -> None:
         super().__init__()
         self.asked = [(side, flag) for side in ("left", "right") for flag in flags]
-        self.answers: dict[str, bool] = {}
+        self.answers: Answers = {}
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="panel"):
             yield Static(id="red-flags")
+            foot = Content("u  the one before · esc  read on: your answers stay")
+            yield Static(foot.stylize("$quiet"), classes="foot")
 
     def on_mount(self) -> None:
+        below = self.app.screen_stack[-2]
+        if isinstance(below, JudgeScreen) and below.pair is not None:
+            of_pair = self.left_open.setdefault(below, {})
+            begun = of_pair.get(below.pair.pair_id, {})
+            if len(begun) < len(self.asked):  # else they were said with a verdict
+                self.answers = begun
+            of_pair[below.pair.pair_id] = self.answers
+        self.draw()
+
+    def on_resize(self) -> None:
         self.draw()
 
     def draw(self) -> None:
-        """Show the answers so far and the question that is next."""
+        """Show the answers so far and the question that is next, beside the reply it is about."""
+        about_b = len(self.answers) >= len(self.asked) // 2
+        self.set_class(about_b and self.size.width < NARROW, "over-a")
         lines = [Content("A risk cue stands before this message: each reply, yes or no?\n")]
         for number, (side, flag) in enumerate(self.asked):
             letter = "A" if side == "left" else "B"
@@ -168,21 +195,22 @@ class RedFlagsPanel(ModalScreen[dict[str, bool] | None]):
             else:
                 line = line.stylize("$quiet")
             lines.append(line)
-        lines.append(Content("\nu  the question before · esc  not yet").stylize("$quiet"))
         self.query_one("#red-flags", Static).update(Content("\n").join(lines))
 
     def action_answer(self, yes: bool) -> None:
         """Answer the question; after the last one, close with all answers."""
+        if len(self.answers) == len(self.asked):
+            return  # a key held down, while the panel closes
         side, flag = self.asked[len(self.answers)]
         self.answers[f"{side}.{flag.flag}"] = yes
         if len(self.answers) == len(self.asked):
-            self.dismiss(self.answers)
+            self.dismiss(dict(self.answers))
         else:
             self.draw()
 
     def action_back(self) -> None:
         """Ask the question before again."""
-        if self.answers:
+        if 0 < len(self.answers) < len(self.asked):
             self.answers.popitem()
             self.draw()
 
@@ -211,7 +239,7 @@ class LinePanel(ModalScreen[str | None]):
     def compose(self) -> ComposeResult:
         with Vertical(id="panel"):
             yield Static(Content(self.heading).stylize("bold"))
-            yield Input(self.text, id="line", max_length=2_000)
+            yield Line(self.text, id="line", max_length=2_000)
             yield Static(Content(self.hint).stylize("$quiet"))
 
     def on_mount(self) -> None:
@@ -226,13 +254,6 @@ class LinePanel(ModalScreen[str | None]):
         if kept := self.on_draft(text):
             self.drafted = text
         return kept
-
-    @on(Input.Changed)
-    def inert(self, event: Input.Changed) -> None:
-        """Drop characters that a terminal could obey, which pasted text may hold."""
-        clean = HIDDEN.sub("", event.value)
-        if clean != event.value:
-            event.input.value = clean
 
     @on(Input.Submitted)
     def keep(self, event: Input.Submitted) -> None:

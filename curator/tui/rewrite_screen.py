@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
-from textual import events, on
+from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
@@ -19,15 +19,8 @@ KEYS = [
     KeyHint("ctrl+s", "keep it, then judge", "keep", "keep"),
     KeyHint("esc", "leave it as a draft", "leave", "leave"),
     KeyHint("ctrl+r", "start again from the reply", "reset", "reset"),
+    KeyHint("ctrl+z", "undo, that too", "undo", "undo"),
 ]
-
-
-class Editor(TextArea):
-    """A text area that takes no character a terminal could obey, wherever it comes from."""
-
-    async def _on_paste(self, event: events.Paste) -> None:
-        # Before the text area's own: a text set anew would move the cursor and forget its undo.
-        event.text = HIDDEN.sub("", event.text)
 
 
 class RewriteScreen(Screen[str | None]):
@@ -36,6 +29,8 @@ class RewriteScreen(Screen[str | None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+s", "keep", priority=True, show=False),
         Binding("ctrl+r", "reset", priority=True, show=False),
+        # Here too where the focus is not in the editor: elsewhere it suspends the app.
+        Binding("ctrl+z", "undo", priority=True, show=False),
         Binding("escape", "leave", priority=True, show=False),
     ]
 
@@ -55,7 +50,7 @@ class RewriteScreen(Screen[str | None]):
     def compose(self) -> ComposeResult:
         yield Conversation(id="conversation")
         yield Static(f"Write the reply you would want in place of {self.letter}.", id="question")
-        yield Editor(self.text, id="editor", soft_wrap=True, tab_behavior="focus")
+        yield TextArea(self.text, id="editor", soft_wrap=True, tab_behavior="focus")
         yield KeyBar(KEYS, id="keys")
 
     def on_mount(self) -> None:
@@ -77,7 +72,7 @@ class RewriteScreen(Screen[str | None]):
 
     @on(TextArea.Changed)
     def inert(self, event: TextArea.Changed) -> None:
-        """Drop characters that a terminal could obey, which pasted text may hold."""
+        """Drop characters that a terminal could obey, however they came in."""
         clean = HIDDEN.sub("", event.text_area.text)
         if clean != event.text_area.text:
             event.text_area.text = clean
@@ -93,5 +88,13 @@ class RewriteScreen(Screen[str | None]):
         self.dismiss(None)
 
     def action_reset(self) -> None:
-        """Start again from the reply as it was."""
-        self.query_one(TextArea).text = self.reply
+        """Start again from the reply as it was; undo brings back what was written."""
+        editor = self.query_one(TextArea)
+        editor.history.checkpoint()  # undone by itself, not with what was typed just before
+        editor.replace(
+            self.reply, editor.document.start, editor.document.end, maintain_selection_offset=False
+        )
+
+    def action_undo(self) -> None:
+        """Take the last change back."""
+        self.query_one(TextArea).undo()

@@ -10,13 +10,13 @@ from typing import Any
 from textual.app import ComposeResult, RenderResult
 from textual.containers import Container, VerticalScroll
 from textual.content import Content
-from textual.events import Resize
+from textual.events import Paste, Resize
 from textual.reactive import reactive
 from textual.widget import Widget
-from textual.widgets import Static
+from textual.widgets import Input, Static
 
 from curator.run_watch import RunWatch, sparkline
-from curator.safe_text import hidden_count, one_line, visible
+from curator.safe_text import HIDDEN, hidden_count, one_line, visible
 from curator.verbs import Verb
 from curator.words import SPEAKERS
 
@@ -199,6 +199,28 @@ class RunStrip(Widget):
         curve = Content(sparkline(watch.loss, 20)).stylize("$accent")
         room = max(10, self.size.width - curve.cell_length - 3)
         return Content.assemble(" ", curve, " ", one_line(watch.line(), room))
+
+
+class Line(Input):
+    """A line to write on. It takes no character that a terminal could obey, however it came in."""
+
+    def validate_value(self, value: str) -> str:
+        """Return what is written without such characters."""
+        return HIDDEN.sub("", value)
+
+    def _on_paste(self, event: Paste) -> None:
+        # Before Input's own, which takes the first line alone, and nothing of what is too long.
+        text = " ".join(line for line in event.text.splitlines() if line.strip())
+        event.text = text
+        if not self.max_length:
+            return
+        room = max(0, self.max_length - len(self.value) + len(self.selected_text))
+        event.text = text[:room]
+        if left_out := len(text) - len(event.text):
+            said = (
+                f"{left_out:,} pasted characters are left out: the line holds {self.max_length:,}."
+            )
+            self.app.notify(said, severity="warning", timeout=8, markup=False)
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,9 @@ def test_reasons_are_kept_for_the_side_they_were_given_for(
     async def script(pilot: Pilot[None], app: CuratorApp) -> None:
         await pilot.press("g")
         assert isinstance(app.screen, TagsPanel)
-        await pilot.press("n", "v", "o", "g")  # the fourth is one too many
         assert "at most 3 reasons a side" in painted(app)
+        await pilot.press("n", "v", "o", "g")  # the fourth is one too many
+        assert "3 already: take one off first" in painted(app)
         await pilot.press("o", "tab", "e", "1", "enter")
         assert "A · because names feeling, validates" in painted(app)
         assert "B · because endorses, cold" in painted(app)
@@ -124,7 +125,9 @@ def test_red_flags_are_asked_where_there_is_a_risk(tmp_path: Path, add_pairs: Ad
         assert isinstance(app.screen, RedFlagsPanel)
         await pilot.press("n", "escape")
         assert "not judged" in painted(app) and rows(place) == []
-        await pilot.press("a", *"nnn", "y", "u", "y", "n", "y")
+        await pilot.press("]", "[", "b")  # what was answered of this pair is there again
+        assert "make it small?  no" in painted(app)
+        await pilot.press("escape", "a", *"nn", "y", "u", "y", "n", "y")
         await pilot.press("a")  # the next pair has no risk cue: nothing is asked
 
     play(place, script)
@@ -134,6 +137,60 @@ def test_red_flags_are_asked_where_there_is_a_risk(tmp_path: Path, add_pairs: Ad
         "right.misses_risk": True, "right.green_lights_risk": False, "right.endorses_belief": True,
     }  # fmt: skip
     assert second.red_flags == {}
+
+
+def test_answers_left_open_are_of_their_pair_and_screen_alone(
+    tmp_path: Path, add_pairs: AddPairs
+) -> None:
+    place = with_settings(tmp_path, ONCE + "red_flags = true\n")
+    add_pairs(place, 2)
+    with db.writing(place.engine) as session:
+        for prompt in session.exec(select(Prompt)):
+            prompt.risk_cue = "self-harm"
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        await pilot.press("a", "y", "escape", "]", "a")
+        assert "make it small?  y  n" in painted(app)
+        panel = app.screen
+        assert isinstance(panel, RedFlagsPanel)
+        await pilot.press(*"nnnnnn")
+        panel.action_answer(True)  # a key held down while it closes
+        panel.action_back()
+        await pilot.press("u", "a")  # taken back: the answers come with the pair
+        assert isinstance(app.screen, JudgeScreen)
+        await pilot.press("[", "a")
+        assert "make it small?  yes" in painted(app)
+
+    async def another(pilot: Pilot[None], app: CuratorApp) -> None:
+        await pilot.press("a")
+        assert "make it small?  y  n" in painted(app)
+
+    play(place, script)
+    assert [set((row.red_flags or {}).values()) for row in rows(place)] == [{False}, set(), {False}]
+    play(place, another)
+
+
+@pytest.mark.parametrize("size", [(80, 24), (60, 16), (200, 50)])
+def test_the_ways_out_of_a_panel_are_always_in_sight(
+    tmp_path: Path, add_pairs: AddPairs, size: tuple[int, int]
+) -> None:
+    place = with_settings(tmp_path, ONCE + "red_flags = true\n")
+    add_pairs(place, 1)
+    with db.writing(place.engine) as session:
+        session.get_one(Prompt, 1).risk_cue = "self-harm"
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        await pilot.press("g")
+        assert "at most 3 reasons a side" in painted(app) and "enter  done" in painted(app)
+        await pilot.press(*"nvogc")
+        assert "3 already: take one off first" in painted(app) and "enter  done" in painted(app)
+        await pilot.press("escape", "a", *"nnn")
+        assert "esc  read on: your answers stay" in painted(app)
+        panel, b = app.screen.query_one("#panel"), app.screen_stack[-2].query_one("#right")
+        # What is asked about can be read, where the replies are one below the other.
+        assert size[0] >= 100 or size[1] < 24 or not panel.region.overlaps(b.region)
+
+    play(place, script, size)
 
 
 # --- rewriting -----------------------------------------------------------------------------------

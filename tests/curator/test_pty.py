@@ -326,6 +326,34 @@ def test_a_whole_sitting(workspace: Workspace, add_pairs: AddPairs) -> None:
     assert b"4 judged in" in terminal.bytes and b"1 taken back, 1 rewritten" in terminal.bytes
 
 
+PASTE = "\x1b[200~{}\x1b[201~"
+PASTED = "xyz \x1b[31m tt \x1b[0m \x1bB \x1b\x1b x\r\x03 a \x1b[200~ end"
+
+
+def test_a_paste_never_judges(workspace: Workspace, add_pairs: AddPairs) -> None:
+    """Whatever it holds, and in however many parts it is read."""
+    add_pairs(workspace, 3)
+    terminal = open_app(workspace)
+    terminal.press(PASTE.format(PASTED * 400))
+    whole = PASTE.format(PASTED)
+    for at in (4, 9, 14, len(whole) - 3):
+        terminal.press(whole[:at])
+        terminal.read(0.3)
+        terminal.press(whole[at:])
+    terminal.press("n")
+    terminal.until(lambda text: "A note on this pair" in text and "0 of 3" in text)
+    terminal.press(whole)
+    terminal.until(lambda text: "xyz [31m tt [0m B  x  a [200~ end" in text)
+    terminal.press("\r")
+    terminal.until(lambda text: "note: xyz" in text and "message 0." in text)
+    assert verdicts(workspace) == []
+    terminal.press("B")
+    terminal.until(lambda text: "1 of 3" in text)
+    terminal.press("q")
+    assert terminal.end() == 0
+    assert verdicts(workspace) == ["right"]
+
+
 def test_a_duel_through_the_real_screen(
     workspace: Workspace, add_pairs: AddPairs, fake_trainer: Callable[[str], None]
 ) -> None:

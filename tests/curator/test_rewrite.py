@@ -126,6 +126,30 @@ def test_a_pasted_text_is_cleaned_where_it_stands(
     play(workspace, script)
 
 
+def test_starting_again_from_the_reply_can_be_undone(
+    workspace: Workspace, add_pairs: AddPairs
+) -> None:
+    """On the disk too."""
+    add_pairs(workspace, 1)
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        await pilot.press("e")
+        screen = app.screen
+        assert isinstance(screen, RewriteScreen) and "ctrl+z undo" in painted(app)
+        editor = screen.query_one(TextArea)
+        await pilot.press(*" Mine.")
+        assert screen.draft()
+        await pilot.press("ctrl+r")
+        assert editor.text == screen.reply and screen.draft() and drafts(workspace) == {}
+        await pilot.press("tab", "ctrl+z")
+        assert editor.text == f"{screen.reply} Mine." and screen.draft()
+        assert drafts(workspace) == {"rewrite_left": f"{screen.reply} Mine."}
+        await pilot.press("ctrl+z")
+        assert editor.text == screen.reply
+
+    play(workspace, script)
+
+
 def test_drafts_survive_a_crash(workspace: Workspace, add_pairs: AddPairs) -> None:
     add_pairs(workspace, 1)
 
