@@ -5,7 +5,6 @@ Part of the workflow layer.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,19 +18,13 @@ from curator import db, judgments, queue
 from curator.importing.prompts import SURROGATE
 from curator.judgments import Said
 from curator.models import Candidate, Judgment, Pair, Prompt, Purpose, Round, Verdict
+from curator.safe_text import words_to_read
 from curator.seat import Seat
 
 MOST_ROWS = 500
 # A pick faster than this could not be read first. Silent reading of English averages 238 words a
 # minute (Brysbaert 2019, doi 10.1016/j.jml.2019.104047); three times that is no reading.
 FASTEST_WORDS_A_MINUTE = 3 * 238
-# Scripts that put no spaces between words, counted in words of English, roughly and on the low
-# side: a pick should rather go unmarked than be marked wrongly. Chinese, kana and their
-# punctuation; Thai, Lao, Burmese and Khmer, whose words are spelt out.
-UNSPACED = (
-    ("[\u3001-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uff01-\uff65\U00020000-\U0003ffff]", 2.5),
-    ("[\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff]", 5.0),
-)
 
 
 @dataclass(frozen=True)
@@ -125,16 +118,6 @@ def faster_than_readable(judgment: Judgment, *texts: str) -> bool:
         return False
     words = sum(words_to_read(text) for text in texts)
     return judgment.elapsed_ms < words / FASTEST_WORDS_A_MINUTE * 60_000
-
-
-def words_to_read(text: str) -> float:
-    """Return about how many words there are to read, also where no spaces stand between them."""
-    words = 0.0
-    if not text.isascii():
-        for script, letters_a_word in UNSPACED:
-            text, letters = re.subn(script, " ", text)
-            words += letters / letters_a_word
-    return words + len(text.split())
 
 
 # --- a sitting -----------------------------------------------------------------------------------

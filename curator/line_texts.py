@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from curator.history import history, words_to_read
+from curator.history import history
 from curator.rubric import Rubric
-from curator.safe_text import hidden_count, one_line
+from curator.safe_text import hidden_count, one_line, words_to_read
 from curator.seat import Seat
 from curator.verbs import Verb
 from curator.words import COUNTED, Rewrite, Said, Verdict

@@ -41,6 +41,13 @@ HIDDEN = re.compile(
     f"(?!(?:(?<=[{_EMOJI}]\u200d)|(?<=[{_EMOJI}]\ufe0f\u200d))(?:[{_EMOJI}]|\\Z))"
     "(?!(?<=[0-9#*]\ufe0f)(?:\u20e3|\\Z))"
 )
+# Scripts that put no spaces between words, counted in words of English, roughly and on the low
+# side: a pick should rather go unmarked than be marked wrongly. Chinese, kana and their
+# punctuation; Thai, Lao, Burmese and Khmer, whose words are spelt out.
+UNSPACED = (
+    ("[\u3001-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uff01-\uff65\U00020000-\U0003ffff]", 2.5),
+    ("[\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff]", 5.0),
+)
 MOST_CHARACTERS = 200_000
 MOST_LINES = 5_000
 
@@ -79,3 +86,13 @@ def too_long(text: str) -> str | None:
         return f"{len(text):,} characters; at most {MOST_CHARACTERS:,} are kept"
     lines = text.count("\n") + 1
     return f"{lines:,} lines; at most {MOST_LINES:,} are kept" if lines > MOST_LINES else None
+
+
+def words_to_read(text: str) -> float:
+    """Return about how many words there are to read, also where no spaces stand between them."""
+    words = 0.0
+    if not text.isascii():
+        for script, letters_a_word in UNSPACED:
+            text, letters = re.subn(script, " ", text)
+            words += letters / letters_a_word
+    return words + len(text.split())

@@ -16,7 +16,7 @@ from textual.widget import Widget
 from textual.widgets import Input, Static
 
 from curator.run_watch import RunWatch, sparkline
-from curator.safe_text import HIDDEN, hidden_count, one_line, visible
+from curator.safe_text import HIDDEN, hidden_count, one_line, visible, words_to_read
 from curator.verbs import Verb
 from curator.words import SPEAKERS
 
@@ -161,7 +161,7 @@ class Reply(VerticalScroll, can_focus=True):
         self.remove_class("picked", "earlier")
         show_long(self.query_one(".text", Static), visible(text))
         hidden = hidden_count(text)
-        words = f"{len(text.split())} words"
+        words = f"{words_to_read(text):.0f} words"
         self.border_subtitle = f"{hidden} hidden characters · {words}" if hidden else words
         self.because("")
         self.scroll_home(animate=False)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from curator.history import history, words_to_read
+from curator.history import history
 from curator.judgments import Said
 from curator.models import Verdict, new_uuid
+from curator.safe_text import words_to_read
 from curator.seat import Seat, take_seat
 from curator.workspace import Workspace
 from tests.conftest import AddPairs
