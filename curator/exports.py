@@ -15,7 +15,13 @@ from curator.cards import card_text
 from curator.errors import BadData, CannotWrite, NotReady
 from curator.rounds import Started, start_run
 from curator.workspace import Workspace
-from trainer.contract import ADAPTER_CARD, sha256_file, write_whole
+from trainer.contract import (
+    ADAPTER_CARD,
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    sha256_file,
+    write_whole,
+)
 
 Form = Literal["peft", "merged", "ollama"]
 
@@ -28,8 +34,7 @@ def target_of(workspace: Workspace, name: str, form: Form, output: Path | None) 
     return target
 
 
-WEIGHTS = "adapter_model.safetensors"
-EXPORTED = ("adapter_config.json", WEIGHTS, ADAPTER_CARD)
+EXPORTED = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_CARD)
 
 
 def export_peft(workspace: Workspace, name: str, output: Path | None) -> Path:
@@ -52,8 +57,10 @@ def export_peft(workspace: Workspace, name: str, output: Path | None) -> Path:
             if (source / each).is_symlink():
                 raise BadData(f"{source / each} is a link. Restore the adapter from a backup.")
             shutil.copyfile(source / each, temporary / each)
-        if sha256_file(temporary / WEIGHTS) != facts["sha256"]:
-            raise BadData(f"{source / WEIGHTS} is not what was trained. Restore it from a backup.")
+        if sha256_file(temporary / ADAPTER_WEIGHTS) != facts["sha256"]:
+            raise BadData(
+                f"{source / ADAPTER_WEIGHTS} is not what was trained. Restore it from a backup."
+            )
         card = card_text(facts, "peft", workspace.config.model.quantization)
         write_whole(temporary / "README.md", card)
         os.replace(temporary, target)

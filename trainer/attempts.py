@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import checkpoints, dpo, fitting, memory, reference
-from trainer.batches import out_of_memory
+from trainer.batches import free, out_of_memory
 from trainer.contract import Request, TrainSettings, to_json
 from trainer.model import Device, attach_adapter, template_sha256, trainable
 from trainer.preferences import Preferences
@@ -120,7 +119,7 @@ class Attempts:
                     raise
             # Past the except block, so that no traceback holds the tensors of the attempt.
             take_off(base)
-            free(self.device)
+            free()
             settings, attempt = less[0], attempt + 1
             self.emit(
                 "warning",
@@ -225,12 +224,3 @@ def take_off(base: Any) -> None:
         setattr(base.get_submodule(parent), own, layer.get_base_layer())
     if hasattr(base, "peft_config"):
         del base.peft_config
-
-
-def free(device: Device) -> None:
-    """Give back what nothing refers to any more."""
-    import torch
-
-    gc.collect()
-    if device.kind == "cuda":
-        torch.cuda.empty_cache()

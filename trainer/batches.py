@@ -48,7 +48,7 @@ def by_batch(
                 raise
             size = len(batch) // 2
         if found is None:
-            _free()  # here, not above: while an error is handled, it holds on to the tensors
+            free()  # here, not above: while an error is handled, it holds on to the tensors
             say(f"out of memory: {size} at a time from here on.")
             continue
         done += len(batch)
@@ -74,7 +74,8 @@ def in_batches(
     return results
 
 
-def _free() -> None:
+def free() -> None:
+    """Give back what nothing refers to any more."""
     import torch
 
     gc.collect()

@@ -14,6 +14,7 @@ from trainer.callbacks import METRICS, is_done, progress, publishing, stopping
 from trainer.checkpoints import publish_folder
 from trainer.contract import (
     ADAPTER_CARD,
+    ADAPTER_WEIGHTS,
     ASSUMED_FLIPS,
     FEWEST_TO_STOP,
     ContractError,
@@ -21,6 +22,7 @@ from trainer.contract import (
     TrainSettings,
     sha256_file,
 )
+from trainer.measure import row_length
 from trainer.model import LORA_TARGETS, TRAINED, Device, fit_messages, has_system_role
 from trainer.preferences import Preferences
 from trainer.processes import world_size
@@ -43,7 +45,7 @@ def make_trainer(
     checkpoint as transformers saved it, in the first process.
     """
     from datasets import Dataset
-    from peft import LoraConfig, PeftModel
+    from peft import PeftModel
     from transformers import PrinterCallback
     from trl import DPOTrainer
 
@@ -55,13 +57,6 @@ def make_trainer(
         for given in (preferences.train, preferences.held_out)
     )
     stops = _stops_early(settings, len(held_out), emit)
-    fresh = LoraConfig(
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=settings.lora_dropout,
-        target_modules=LORA_TARGETS,
-        task_type="CAUSAL_LM",
-    )
     if settings.host_embedding:  # done when it was loaded, but after a lack of memory
         streamed_head.to_host(model)
     trainer = DPOTrainer(
@@ -70,7 +65,7 @@ def make_trainer(
         train_dataset=Dataset.from_list(rows),
         eval_dataset=Dataset.from_list(held_out) if stops else None,
         processing_class=tokenizer,
-        peft_config=None if isinstance(model, PeftModel) else fresh,
+        peft_config=None if isinstance(model, PeftModel) else _fresh_lora(settings),
         callbacks=[progress(emit), *([publishing(publish)] if publish else [])],
     )
     fused_head.install(trainer.model, settings.completions_only)
@@ -81,6 +76,19 @@ def make_trainer(
     _prepare_adapters(trainer.model, device, settings.lora_dropout)
     _keep_dtypes_on_loading(trainer)
     return trainer
+
+
+def _fresh_lora(settings: TrainSettings) -> Any:
+    """Return the LoRA that a round begins with: no change yet, on the language layers."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=LORA_TARGETS,
+        task_type="CAUSAL_LM",
+    )
 
 
 def _dataset_rows(given: list[dict[str, Any]], system_role: bool) -> list[dict[str, Any]]:
@@ -182,11 +190,7 @@ def _arguments(
         data_seed=seed,
         logging_steps=1,
         logging_nan_inf_filter=False,
-        save_strategy="steps" if saves and settings.save_steps else "no",
-        save_steps=settings.save_steps or 1,
-        restore_callback_states_from_checkpoint=True,  # how often the held-out loss did not fall
-        eval_strategy="steps" if stops else "no",
-        eval_steps=settings.save_steps or 1,
+        **_saving(settings, saves, stops),
         prediction_loss_only=True,
         report_to="none",
         disable_tqdm=True,
@@ -194,6 +198,17 @@ def _arguments(
         ddp_backend=None if on_gpu or world_size() == 1 else "gloo",
         ddp_find_unused_parameters=False if world_size() > 1 else None,
     )
+
+
+def _saving(settings: TrainSettings, saves: bool, stops: bool) -> dict[str, Any]:
+    """Return when a checkpoint is saved, and when the held-out loss is looked at: as often."""
+    return {
+        "save_strategy": "steps" if saves and settings.save_steps else "no",
+        "save_steps": settings.save_steps or 1,
+        "restore_callback_states_from_checkpoint": True,  # how often that loss did not fall
+        "eval_strategy": "steps" if stops else "no",
+        "eval_steps": settings.save_steps or 1,
+    }
 
 
 def _label_smoothing(settings: TrainSettings) -> float:
@@ -231,10 +246,7 @@ class Fit:
 def fit(trainer: Any, given: int, max_length: int) -> Fit:
     """Return how the `given` pairs fitted: TRL has tokenised them, and dropped some."""
     rows = trainer.train_dataset
-    cut = sum(
-        len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) > max_length
-        for row in rows
-    )
+    cut = sum(row_length(row) > max_length for row in rows)
     return Fit(len(rows), given - len(rows), cut, max_length)
 
 
@@ -295,9 +307,9 @@ def publish_adapter(
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(target.name + ".part")
     shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(str(temporary), selected_adapters=["default"])
+    model.save_pretrained(str(temporary), selected_adapters=[TRAINED])
     (temporary / "README.md").unlink(missing_ok=True)  # PEFT's card is a form left empty
-    weights = sha256_file(temporary / "adapter_model.safetensors")
+    weights = sha256_file(temporary / ADAPTER_WEIGHTS)
     card = {
         "base_model": request.model,
         "base_sha256": base_sha256,
@@ -315,7 +327,7 @@ def publish_adapter(
         same = all(
             (target / name).is_file()
             and sha256_file(target / name) == sha256_file(temporary / name)
-            for name in (ADAPTER_CARD, "adapter_model.safetensors")
+            for name in (ADAPTER_CARD, ADAPTER_WEIGHTS)
         )
         shutil.rmtree(temporary)
         if not same:

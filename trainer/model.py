@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from trainer.chat_template import MARK, Endless, try_template
 from trainer.contract import (
     ADAPTER_CARD,
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
     ContractError,
     GenerateSettings,
     Message,
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LORA_TARGETS", "Refused", "check_weights", "find_model", "model_sha256"]
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 LORA_WEIGHTS = re.compile(r"\.lora_[AB]\.weight$")
 # PEFT's names for the two adapters a run can have on its model: TRL trains the first.
 TRAINED, COMPARED = "default", "compare"
@@ -77,6 +78,18 @@ def choose_device() -> Device:
     return Device("cpu", torch.float32, "no CUDA GPU; fp32 is the CPU's fastest exact type")
 
 
+def nf4(dtype: torch.dtype) -> Any:
+    """Return how a base is quantised: NF4 with double quantisation, computing in `dtype`."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
 def load_base(request: Request, folder: Path, device: Device) -> PreTrainedModel:
     """Load the language model of `folder`, quantised as the request says, on one device.
 
@@ -84,17 +97,12 @@ def load_base(request: Request, folder: Path, device: Device) -> PreTrainedModel
     weight is missing, or one is left over outside the vision part; ContractError when that
     matrix is not tied.
     """
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM
 
     config, multimodal = text_config(folder, request.model)
     options: dict[str, Any] = {"key_mapping": TEXT_ONLY_KEYS} if multimodal else {}
     if request.quantization == "nf4":
-        options["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=device.dtype,
-        )
+        options["quantization_config"] = nf4(device.dtype)
     loader: Any = AutoModelForCausalLM
     model, info = loader.from_pretrained(
         folder,
@@ -174,22 +182,20 @@ def check_adapter(
     """
     from peft import LoraConfig
 
-    card, config = _read(folder / ADAPTER_CARD), _read(folder / "adapter_config.json")
+    card, config = _read(folder / ADAPTER_CARD), _read(folder / ADAPTER_CONFIG)
     weights = folder / ADAPTER_WEIGHTS
     if config is None or not weights.is_file():
-        raise Refused(
-            f"{folder} is no adapter: it needs adapter_config.json and adapter_model.safetensors."
-        )
+        raise Refused(f"{folder} is no adapter: it needs {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}.")
     if config.get("peft_type") != "LORA":
         raise Refused(f"{folder} is a {config.get('peft_type')} adapter; only LORA is loaded.")
     known = {f.name for f in dataclasses.fields(LoraConfig)}
     # These two name code to import.
     unknown = sorted(n for n in config if n not in known or (n in NAMES_CODE and config[n]))
     if unknown:
-        raise Refused(f"{folder}: adapter_config.json has unknown fields ({', '.join(unknown)}).")
+        raise Refused(f"{folder}: {ADAPTER_CONFIG} has unknown fields ({', '.join(unknown)}).")
     odd = _unlike_plain_lora(config)
     if odd:
-        raise Refused(f"{folder}: adapter_config.json is no plain LoRA's ({', '.join(odd)}).")
+        raise Refused(f"{folder}: {ADAPTER_CONFIG} is no plain LoRA's ({', '.join(odd)}).")
     if card is None:
         raise Refused(f"{folder} has no {ADAPTER_CARD}: its base model cannot be told. Train anew.")
     if card.get("base_sha256") != sha256:

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from trainer.contract import ContractError, sha256_file
+from trainer.contract import ADAPTER_CONFIG, ContractError, sha256_file
 from trainer.presets import QUANTISED, preset
 
 # The language layers' linears. A regular expression, not bare names: those would reach into the
@@ -163,7 +163,7 @@ def _check_others(folder: Path, name: str) -> None:
     """Refuse a folder from which transformers would load other weights than weight_files says."""
     if not (folder / SINGLE).is_file() and not (folder / INDEX).is_file():
         raise Refused(f"{name} {HALF}: it has neither {SINGLE} nor {INDEX}. Copy or pull it again.")
-    if (folder / "adapter_config.json").is_file():  # put on the model as it is loaded
+    if (folder / ADAPTER_CONFIG).is_file():  # put on the model as it is loaded
         raise Refused(f"{name} has an adapter in the model's own folder. Merge it, or move it out.")
     if any(folder.glob("shard-*-model-*.safetensors")):  # preferred to all other files
         raise Refused(f"{name} has weights of a distributed checkpoint. Save it as a plain model.")
