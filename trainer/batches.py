@@ -10,13 +10,15 @@ Part = TypeVar("Part")
 Result = TypeVar("Result")
 Say = Callable[[str], None]
 
+# How PyTorch, CUDA, cuBLAS and the CPU's allocators (the last two: Linux, Windows) say it.
+NO_MEMORY = ("out of memory", "alloc_failed", "can't allocate memory", "not enough memory")
+
 
 def out_of_memory(error: BaseException) -> bool:
     """Tell whether an error is a lack of memory, on a GPU or a CPU."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in said for words in NO_MEMORY)
     )
 
 
