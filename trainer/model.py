@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.chat_template import MARK, Endless, try_template
+from trainer.chat_template import MARK, Endless, try_template, with_one_date
 from trainer.contract import (
     ADAPTER_CARD,
     ADAPTER_CONFIG,
@@ -24,6 +24,7 @@ from trainer.contract import (
     sha256_file,
 )
 from trainer.model_folder import (
+    FORMER_TARGETS,
     LORA_TARGETS,
     TEXT_ONLY_KEYS,
     Refused,
@@ -234,6 +235,8 @@ def _unlike_plain_lora(config: dict[str, Any]) -> list[str]:
     from peft import LoraConfig
 
     plain = LoraConfig(target_modules=LORA_TARGETS).to_dict()
+    if config.get("target_modules") == FORMER_TARGETS:
+        plain["target_modules"] = FORMER_TARGETS
     odd = [n for n, value in config.items() if n not in FREE and value != plain.get(n)]
     for name, most in (("r", MOST_RANK), ("lora_alpha", 16 * MOST_RANK)):
         value = config.get(name, 1)
@@ -281,7 +284,10 @@ def attach_adapter(model: Any, folder: Path, name: str = TRAINED, trainable: boo
 
 
 def load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer; refuse one without a chat template, or with one that has no end."""
+    """Load the tokenizer; refuse one without a chat template, or with one that has no end.
+
+    A template that prints today's date prints one and the same each day (trainer.chat_template).
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -298,6 +304,7 @@ def load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
         raise Refused(f"{name} has no chat template: it is no chat model. Name an instruct model.")
     if not isinstance(tokenizer.chat_template, str):
         raise Refused(f"{name} has several chat templates; leave one, as chat_template.jinja.")
+    tokenizer.chat_template = with_one_date(tokenizer.chat_template)
     tokens = {n: t for n, t in tokenizer.special_tokens_map.items() if isinstance(t, str)}
     try:
         wrong = try_template(tokenizer.chat_template, tokens)
@@ -326,6 +333,16 @@ def with_sampling(settings: GenerateSettings, config: Any) -> GenerateSettings:
         return replace(settings, **known)  # type: ignore[arg-type]
     except (ContractError, TypeError) as error:
         raise Refused(f"generation_config.json of the model: {error}") from None
+
+
+# Settings of sampling that only a model's generation_config can bring, and what is no setting.
+NO_EFFECT = {"repetition_penalty": 1.0, "min_p": 0.0, "typical_p": 1.0, "no_repeat_ngram_size": 0}
+
+
+def own_sampling(config: Any) -> dict[str, float]:
+    """Return what else a model's generation_config does to how replies are drawn."""
+    found = {name: getattr(config, name, None) for name in NO_EFFECT}
+    return {n: v for n, v in found.items() if v is not None and v != NO_EFFECT[n]}
 
 
 def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
