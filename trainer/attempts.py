@@ -31,6 +31,8 @@ class Trained:
     model: Any
     metrics: dict[str, Any]
     fit: dpo.Fit
+    settings: TrainSettings
+    """What it was trained with: as asked, changed by the plan and by attempts out of memory."""
     memory: dict[str, Any]
     """What the plan said, and on a GPU what a dry step took; in bytes."""
 
@@ -40,9 +42,10 @@ def with_less_memory(
 ) -> tuple[TrainSettings, str] | None:
     """Return settings that need less memory, and what changed in words; None when there are none.
 
-    First what changes no result: one pair at a time, activations recomputed; then on a GPU a tied
-    embedding in host memory, and what is kept of the activations there too. Then a length two
-    thirds as long, at which longer replies lose their end.
+    First one pair at a time, which changes no result but with `sft` in the loss (its mean is over
+    the tokens of what is put through together), and activations recomputed, which changes none.
+    Then on a GPU a tied embedding in host memory, and what is kept of the activations there too.
+    Then a length two thirds as long, at which longer replies lose their end.
     """
     recomputes = settings.gradient_checkpointing
     if recomputes is None:
@@ -137,7 +140,8 @@ class Attempts:
     def _lacks(self, made: TrainSettings) -> str | None:
         """Return why a checkpoint made with these settings cannot be gone on from, or None.
 
-        At the length planned it always can: what else the plan changes changes no result.
+        At the length planned it always can: what else the plan changes changes no result, or with
+        `sft` in the loss the batch that its mean is over.
         """
         if made.max_length == self.request.train.max_length or self._takes_no_more(made):
             return None
@@ -194,7 +198,7 @@ class Attempts:
             shutil.rmtree(work, ignore_errors=True)  # transformers'; nothing is kept there
         if "ref" in trainer.model.peft_config:
             trainer.model.delete_adapter("ref")  # TRL's frozen copy: of no more use
-        return Trained(trainer.model, metrics, fit, figures)
+        return Trained(trainer.model, metrics, fit, settings, figures)
 
     def _reference_once(self, trainer: Any, settings: TrainSettings) -> None:
         store = reference.store_for(

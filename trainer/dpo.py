@@ -68,6 +68,8 @@ def make_trainer(
         peft_config=None if isinstance(model, PeftModel) else _fresh_lora(settings),
         callbacks=[progress(emit), *([publishing(publish)] if publish else [])],
     )
+    if _steps(trainer) == 1:  # any warm-up would be all of it, at a rate of 0
+        trainer.args.warmup_steps = 0
     fused_head.install(trainer.model, settings.completions_only)
     if stops:
         trainer.add_callback(stopping(settings.early_stopping_patience, emit))
@@ -89,6 +91,19 @@ def _fresh_lora(settings: TrainSettings) -> Any:
         target_modules=LORA_TARGETS,
         task_type="CAUSAL_LM",
     )
+
+
+def _steps(trainer: Any) -> int:
+    """Return how many optimiser steps a training takes, as transformers counts them."""
+    args = trainer.args
+    if args.max_steps > 0:
+        return int(args.max_steps)
+    together = args.per_device_train_batch_size * world_size()
+    batches = math.ceil(len(trainer.train_dataset) / together)
+    steps: float = args.num_train_epochs * max(
+        math.ceil(batches / args.gradient_accumulation_steps), 1
+    )
+    return math.ceil(steps)
 
 
 def _dataset_rows(given: list[dict[str, Any]], system_role: bool) -> list[dict[str, Any]]:
@@ -257,7 +272,8 @@ class NoNumber(ContractError):
 def train(trainer: Any, checkpoint: Path | None = None) -> dict[str, Any]:
     """Train, from a checkpoint on if there is one; return the last figures and the steps taken.
 
-    Raises NoNumber when loss or weights stop being numbers: nothing is to be published then.
+    Raises NoNumber when loss or weights stop being numbers, and ContractError when a fresh adapter
+    is as it began: nothing is to be published then.
     """
     if not len(trainer.train_dataset):
         raise ContractError("no training step was taken: every pair was longer than max_length.")
@@ -270,6 +286,12 @@ def train(trainer: Any, checkpoint: Path | None = None) -> dict[str, Any]:
     if not history:
         raise ContractError("no training step was taken: every pair was longer than max_length.")
     _check_numbers(trainer, history)
+    learned = (p for n, p in trainer.model.named_parameters() if f"lora_B.{TRAINED}." in n)
+    if not any(matrix.any() for matrix in learned):  # it would be the base under another name
+        raise ContractError(
+            "the adapter learned nothing: its weights are as they began. Nothing was published. "
+            "Raise train.learning_rate or train.epochs."
+        )
     last = {name: history[-1][name] for name in METRICS if name in history[-1]}
     return {**last, "steps": trainer.state.global_step}
 
@@ -298,9 +320,13 @@ def publish_adapter(
     preferences: Preferences,
     target: Path,
     parent_sha256: str | None = None,
+    *,
+    multimodal: bool,
 ) -> str:
     """Save the adapter to `target`, whole or not at all; return the SHA-256 of its weights.
 
+    The request's settings are those it was trained with. `multimodal`: the base's checkpoint is,
+    and the adapter is of its language model alone, under the names this has by itself.
     Raises ContractError when something is there already, unless it is this very adapter: a run
     that was killed after it published comes here again.
     """
@@ -320,6 +346,8 @@ def publish_adapter(
         "seed": request.seed,
         "quantization": request.quantization,
         "strategy": request.train.strategy,
+        "max_length": request.train.max_length,
+        "multimodal": multimodal,
         "parent_sha256": parent_sha256,
     }
     (temporary / ADAPTER_CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
