@@ -22,10 +22,14 @@ FORMS = {
 }
 
 
-def card_text(facts: dict[str, Any], form: str, quantization: str) -> str:
+def card_text(
+    facts: dict[str, Any], form: str, quantization: str, multimodal: bool = False,
+    exported_sha256: str | None = None,
+) -> str:  # fmt: skip
     """Return the README.md of an adapter: what it is, its data's hash, its figures, its limits.
 
-    `facts`: as curator.adapters.show_adapter gives them. `form`: peft, merged or ollama.
+    `facts`: as curator.adapters.show_adapter gives them. `form`: peft, merged or ollama; of the
+    first, whether its base is multimodal, and the digest of the weights beside the card.
     """
     library = "peft" if form == "peft" else "transformers"
     trained = facts["preferences"].get("train", "?")
@@ -39,8 +43,10 @@ def card_text(facts: dict[str, Any], form: str, quantization: str) -> str:
         FORMS["peft" if form == "peft" else "merged"].format(quantization=quantization), "",
         "| | SHA-256 |", "|---|---|",
         f"| weights and tokenizer of the base | `{facts['base_sha256']}` |",
-        f"| adapter weights | `{facts['sha256']}` |",
+        f"| adapter weights, as trained | `{facts['sha256']}` |",
+        *([f"| adapter weights, as exported | `{exported_sha256}` |"] if exported_sha256 else []),
         f"| preferences | `{facts['pairs_sha256']}` |", "",
+        *(_loading(facts["base_model"], multimodal) if form == "peft" else []),
         "## Figures", "",
     ]  # fmt: skip
     lines += _figures(facts["evaluation"]) or ["None was taken."]
@@ -55,6 +61,23 @@ def card_text(facts: dict[str, Any], form: str, quantization: str) -> str:
         "- The licence and terms of the base model apply.", "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _loading(base: str, multimodal: bool) -> list[str]:
+    """Return how the adapter is put on its base."""
+    loader = "AutoModelForImageTextToText" if multimodal else "AutoModelForCausalLM"
+    said = (
+        "The base is multimodal, and is loaded whole. Only its language model was trained: the "
+        "weights here have the names of the whole's language layers (`language_model.layers`), "
+        "else nothing in them changed, and the vision part has no LoRA."
+    )
+    return [
+        "## Loading", "", "```python",
+        "from peft import PeftModel", f"from transformers import {loader}", "",
+        f"base = {loader}.from_pretrained({json.dumps(base, ensure_ascii=False)})",
+        'model = PeftModel.from_pretrained(base, "THIS_FOLDER")', "```", "",
+        *([said, ""] if multimodal else []),
+    ]  # fmt: skip
 
 
 def _figures(evaluation: dict[str, Any]) -> list[str]:

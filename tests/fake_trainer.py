@@ -98,7 +98,7 @@ def manifest_of_training(
         "request_sha256": contract.sha256_file(folder / contract.REQUEST),
         "model": {"name": request.model, "sha256": "f" * 64},
         "preferences": {"train": 8, "held_out": 2, "sha256": "e" * 64},
-        "train": {"loss": 0.4, "steps": 3},
+        "train": {"loss": 0.4, "steps": 3, "settings": contract.to_json(request.train)},
         "held_out": {"n": 2, "note": "trained without evaluation: too few."},
         "evaluation": {"path": contract.EVALUATION, "policies": policies},
         "adapter": {
@@ -115,7 +115,7 @@ def finish(folder: Path, mode: str) -> None:
         "request_sha256": contract.sha256_file(folder / contract.REQUEST),
         "model": {"name": request.model, "sha256": "f" * 64},
         "preferences": {"train": 8, "held_out": 2, "sha256": "e" * 64},
-        "train": {"loss": 0.4, "steps": 3},
+        "train": {"loss": 0.4, "steps": 3, "settings": contract.to_json(request.train)},
         "held_out": {"n": 2, "note": "trained without evaluation: too few."},
         "seconds": {"train": 1.0},
     }

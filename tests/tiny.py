@@ -60,8 +60,8 @@ TEXT = [
 
 
 def turns_of(family: str) -> str:
-    """Return whose turns a family writes: gemma's, llama's or mistral's."""
-    kind = {"gem": "gemma", "lla": "llama", "mis": "mistral", "min": "mistral"}
+    """Return whose turns a family writes: gemma's, llama's or mistral's; phi3 borrows gemma's."""
+    kind = {"gem": "gemma", "phi": "gemma", "lla": "llama", "mis": "mistral", "min": "mistral"}
     return kind[family[:3]]
 
 
@@ -148,7 +148,8 @@ FAMILIES = ("gemma3_text", "gemma3", "llama", "mistral", "ministral3", "mistral3
 def save_family(folder: Path, family: str, seed: int = 5) -> Any:
     """Save a tiny random model of a family, as its publisher would; return it in memory.
 
-    gemma3 and mistral3 are multimodal: a vision tower, a projector, and the language model.
+    gemma3 and mistral3 are multimodal: a vision tower, a projector, and the language model. phi3,
+    beside FAMILIES, has q, k, v in one matrix, and gate, up in another.
     """
     import torch
     from transformers import (
@@ -161,6 +162,7 @@ def save_family(folder: Path, family: str, seed: int = 5) -> Any:
         Mistral3Config,
         Mistral3ForConditionalGeneration,
         MistralForCausalLM,
+        Phi3ForCausalLM,
     )
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -174,6 +176,7 @@ def save_family(folder: Path, family: str, seed: int = 5) -> Any:
     made: Any = {
         "llama": LlamaForCausalLM, "mistral": MistralForCausalLM,
         "ministral3": Ministral3ForCausalLM, "gemma3_text": Gemma3ForCausalLM,
+        "phi3": Phi3ForCausalLM,
         "gemma3": Gemma3ForConditionalGeneration, "mistral3": Mistral3ForConditionalGeneration,
     }[family]  # fmt: skip
     if family.startswith("gemma3"):

@@ -138,6 +138,17 @@ def tell(message: str) -> None:
     print(f"trainer: {shown}", file=sys.stderr, flush=True)
 
 
+def keep_one_gpu() -> None:
+    """Show the libraries one GPU, unless an engine started a process for each.
+
+    transformers would put a copy of the model on every GPU it sees (nn.DataParallel), which TRL
+    refuses. CUDA_VISIBLE_DEVICES is read when PyTorch first asks for a GPU.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+        os.environ["CUDA_VISIBLE_DEVICES"] = seen.partition(",")[0].strip()
+
+
 def main(arguments: list[str]) -> int:
     """Check the folder, take its lock, and perform the run."""
     if len(arguments) != 1 or arguments[0].startswith("-"):
@@ -151,6 +162,7 @@ def main(arguments: list[str]) -> int:
         tell(f"{folder} is finished already; start a new folder.")
         return 65
     os.environ.update(QUIET)
+    keep_one_gpu()
     with contextlib.suppress(ContractError):  # what is wrong with it is said below
         os.environ.update(ONLINE if read_request(folder).action == "pull" else {})
     signal.signal(signal.SIGTERM, stop)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import checkpoints, dpo, fitting, memory, reference
-from trainer.batches import out_of_memory
+from trainer.batches import free, out_of_memory
 from trainer.contract import Request, TrainSettings, to_json
 from trainer.model import Device, attach_adapter, template_sha256, trainable
 from trainer.preferences import Preferences
@@ -32,6 +31,8 @@ class Trained:
     model: Any
     metrics: dict[str, Any]
     fit: dpo.Fit
+    settings: TrainSettings
+    """What it was trained with: as asked, changed by the plan and by attempts out of memory."""
     memory: dict[str, Any]
     """What the plan said, and on a GPU what a dry step took; in bytes."""
 
@@ -41,9 +42,10 @@ def with_less_memory(
 ) -> tuple[TrainSettings, str] | None:
     """Return settings that need less memory, and what changed in words; None when there are none.
 
-    First what changes no result: one pair at a time, activations recomputed; then on a GPU a tied
-    embedding in host memory, and what is kept of the activations there too. Then a length two
-    thirds as long, at which longer replies lose their end.
+    First one pair at a time, which changes no result but with `sft` in the loss (its mean is over
+    the tokens of what is put through together), and activations recomputed, which changes none.
+    Then on a GPU a tied embedding in host memory, and what is kept of the activations there too.
+    Then a length two thirds as long, at which longer replies lose their end.
     """
     recomputes = settings.gradient_checkpointing
     if recomputes is None:
@@ -120,7 +122,7 @@ class Attempts:
                     raise
             # Past the except block, so that no traceback holds the tensors of the attempt.
             take_off(base)
-            free(self.device)
+            free()
             settings, attempt = less[0], attempt + 1
             self.emit(
                 "warning",
@@ -138,7 +140,8 @@ class Attempts:
     def _lacks(self, made: TrainSettings) -> str | None:
         """Return why a checkpoint made with these settings cannot be gone on from, or None.
 
-        At the length planned it always can: what else the plan changes changes no result.
+        At the length planned it always can: what else the plan changes changes no result, or with
+        `sft` in the loss the batch that its mean is over.
         """
         if made.max_length == self.request.train.max_length or self._takes_no_more(made):
             return None
@@ -195,7 +198,7 @@ class Attempts:
             shutil.rmtree(work, ignore_errors=True)  # transformers'; nothing is kept there
         if "ref" in trainer.model.peft_config:
             trainer.model.delete_adapter("ref")  # TRL's frozen copy: of no more use
-        return Trained(trainer.model, metrics, fit, figures)
+        return Trained(trainer.model, metrics, fit, settings, figures)
 
     def _reference_once(self, trainer: Any, settings: TrainSettings) -> None:
         store = reference.store_for(
@@ -225,12 +228,3 @@ def take_off(base: Any) -> None:
         setattr(base.get_submodule(parent), own, layer.get_base_layer())
     if hasattr(base, "peft_config"):
         del base.peft_config
-
-
-def free(device: Device) -> None:
-    """Give back what nothing refers to any more."""
-    import torch
-
-    gc.collect()
-    if device.kind == "cuda":
-        torch.cuda.empty_cache()

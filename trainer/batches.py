@@ -10,13 +10,15 @@ Part = TypeVar("Part")
 Result = TypeVar("Result")
 Say = Callable[[str], None]
 
+# How PyTorch, CUDA, cuBLAS and the CPU's allocators (the last two: Linux, Windows) say it.
+NO_MEMORY = ("out of memory", "alloc_failed", "can't allocate memory", "not enough memory")
+
 
 def out_of_memory(error: BaseException) -> bool:
     """Tell whether an error is a lack of memory, on a GPU or a CPU."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in said for words in NO_MEMORY)
     )
 
 
@@ -48,7 +50,7 @@ def by_batch(
                 raise
             size = len(batch) // 2
         if found is None:
-            _free()  # here, not above: while an error is handled, it holds on to the tensors
+            free()  # here, not above: while an error is handled, it holds on to the tensors
             say(f"out of memory: {size} at a time from here on.")
             continue
         done += len(batch)
@@ -74,7 +76,8 @@ def in_batches(
     return results
 
 
-def _free() -> None:
+def free() -> None:
+    """Give back what nothing refers to any more."""
     import torch
 
     gc.collect()

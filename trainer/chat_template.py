@@ -20,9 +20,31 @@ MARK = "the mark of a system message"
 USER = [{"role": "user", "content": "Hello."}]
 TALK = [*USER, {"role": "assistant", "content": "Hello."}, *USER]
 
+# Llama 3.2's template and others print today's date (`strftime_now`, a function of transformers).
+# A prompt would have other tokens each day: what is trained on would change in a training that goes
+# on after midnight, and no reference of the day before would be found. So a macro of that name is
+# put before such a template, with one date for ever: the one Llama 3.2's falls back to, a Friday.
+FIXED = {
+    "%d": "26", "%b": "Jul", "%B": "July", "%m": "07", "%Y": "2024", "%y": "24", "%A": "Friday",
+    "%a": "Fri", "%H": "12", "%M": "00", "%S": "00",
+}  # fmt: skip
+_REPLACED = "".join(f" | replace('{name}', '{value}')" for name, value in FIXED.items())
+# The line's end is taken away with the tag (`trim_blocks`): the template begins on a line, as ever.
+ONE_DATE = f"{{% macro strftime_now(format) %}}{{{{ format{_REPLACED} }}}}{{% endmacro %}}\n"
+
 
 class Endless(Exception):
     """The template did not come to an end, or to a reasonable one."""
+
+
+def with_one_date(source: str) -> str:
+    """Return a template such that it prints the same date each day; others as they are."""
+    return ONE_DATE + source if "strftime_now" in source else source
+
+
+def as_published(source: str) -> str:
+    """Return what `with_one_date` was given."""
+    return source.removeprefix(ONE_DATE)
 
 
 def try_template(source: str, variables: dict[str, Any]) -> str | None:

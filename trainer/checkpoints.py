@@ -40,7 +40,8 @@ NEEDED = re.compile(
     r"((ref/)?adapter_(config\.json|model\.safetensors)|trainer_state\.json|scaler\.pt"
     r"|(optimizer|scheduler)\.pt|rng_state(_\d+)?\.pth)"
 )
-# These change how a step is computed or when one is saved, not what is learned.
+# These change how a step is computed or when one is saved, not what is learned; but for the batch
+# size where `sft` is in the loss.
 MEMORY_SETTINGS = (
     "batch_size", "gradient_accumulation", "gradient_checkpointing", "activation_offloading",
     "completions_only", "host_embedding", "prefix_sharing", "reference_once", "save_steps",
@@ -81,6 +82,8 @@ def fingerprint(
     effective = settings["batch_size"] * settings["gradient_accumulation"]
     for name in MEMORY_SETTINGS:
         del settings[name]
+    if "sft" in request.train.loss:  # its mean is over the tokens of a batch: 4 × 2 is not 1 × 8
+        settings["batch_size"] = request.train.batch_size
     decides = {
         "train": settings,
         "batch": effective * processes,

@@ -14,6 +14,7 @@ from trainer.callbacks import METRICS, is_done, progress, publishing, stopping
 from trainer.checkpoints import publish_folder
 from trainer.contract import (
     ADAPTER_CARD,
+    ADAPTER_WEIGHTS,
     ASSUMED_FLIPS,
     FEWEST_TO_STOP,
     ContractError,
@@ -21,6 +22,7 @@ from trainer.contract import (
     TrainSettings,
     sha256_file,
 )
+from trainer.measure import row_length
 from trainer.model import LORA_TARGETS, TRAINED, Device, fit_messages, has_system_role
 from trainer.preferences import Preferences
 from trainer.processes import world_size
@@ -43,7 +45,7 @@ def make_trainer(
     checkpoint as transformers saved it, in the first process.
     """
     from datasets import Dataset
-    from peft import LoraConfig, PeftModel
+    from peft import PeftModel
     from transformers import PrinterCallback
     from trl import DPOTrainer
 
@@ -55,13 +57,6 @@ def make_trainer(
         for given in (preferences.train, preferences.held_out)
     )
     stops = _stops_early(settings, len(held_out), emit)
-    fresh = LoraConfig(
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=settings.lora_dropout,
-        target_modules=LORA_TARGETS,
-        task_type="CAUSAL_LM",
-    )
     if settings.host_embedding:  # done when it was loaded, but after a lack of memory
         streamed_head.to_host(model)
     trainer = DPOTrainer(
@@ -70,9 +65,11 @@ def make_trainer(
         train_dataset=Dataset.from_list(rows),
         eval_dataset=Dataset.from_list(held_out) if stops else None,
         processing_class=tokenizer,
-        peft_config=None if isinstance(model, PeftModel) else fresh,
+        peft_config=None if isinstance(model, PeftModel) else _fresh_lora(settings),
         callbacks=[progress(emit), *([publishing(publish)] if publish else [])],
     )
+    if _steps(trainer) == 1:  # any warm-up would be all of it, at a rate of 0
+        trainer.args.warmup_steps = 0
     fused_head.install(trainer.model, settings.completions_only)
     if stops:
         trainer.add_callback(stopping(settings.early_stopping_patience, emit))
@@ -81,6 +78,32 @@ def make_trainer(
     _prepare_adapters(trainer.model, device, settings.lora_dropout)
     _keep_dtypes_on_loading(trainer)
     return trainer
+
+
+def _fresh_lora(settings: TrainSettings) -> Any:
+    """Return the LoRA that a round begins with: no change yet, on the language layers."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=LORA_TARGETS,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _steps(trainer: Any) -> int:
+    """Return how many optimiser steps a training takes, as transformers counts them."""
+    args = trainer.args
+    if args.max_steps > 0:
+        return int(args.max_steps)
+    together = args.per_device_train_batch_size * world_size()
+    batches = math.ceil(len(trainer.train_dataset) / together)
+    steps: float = args.num_train_epochs * max(
+        math.ceil(batches / args.gradient_accumulation_steps), 1
+    )
+    return math.ceil(steps)
 
 
 def _dataset_rows(given: list[dict[str, Any]], system_role: bool) -> list[dict[str, Any]]:
@@ -182,11 +205,7 @@ def _arguments(
         data_seed=seed,
         logging_steps=1,
         logging_nan_inf_filter=False,
-        save_strategy="steps" if saves and settings.save_steps else "no",
-        save_steps=settings.save_steps or 1,
-        restore_callback_states_from_checkpoint=True,  # how often the held-out loss did not fall
-        eval_strategy="steps" if stops else "no",
-        eval_steps=settings.save_steps or 1,
+        **_saving(settings, saves, stops),
         prediction_loss_only=True,
         report_to="none",
         disable_tqdm=True,
@@ -194,6 +213,17 @@ def _arguments(
         ddp_backend=None if on_gpu or world_size() == 1 else "gloo",
         ddp_find_unused_parameters=False if world_size() > 1 else None,
     )
+
+
+def _saving(settings: TrainSettings, saves: bool, stops: bool) -> dict[str, Any]:
+    """Return when a checkpoint is saved, and when the held-out loss is looked at: as often."""
+    return {
+        "save_strategy": "steps" if saves and settings.save_steps else "no",
+        "save_steps": settings.save_steps or 1,
+        "restore_callback_states_from_checkpoint": True,  # how often that loss did not fall
+        "eval_strategy": "steps" if stops else "no",
+        "eval_steps": settings.save_steps or 1,
+    }
 
 
 def _label_smoothing(settings: TrainSettings) -> float:
@@ -231,10 +261,7 @@ class Fit:
 def fit(trainer: Any, given: int, max_length: int) -> Fit:
     """Return how the `given` pairs fitted: TRL has tokenised them, and dropped some."""
     rows = trainer.train_dataset
-    cut = sum(
-        len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) > max_length
-        for row in rows
-    )
+    cut = sum(row_length(row) > max_length for row in rows)
     return Fit(len(rows), given - len(rows), cut, max_length)
 
 
@@ -245,7 +272,8 @@ class NoNumber(ContractError):
 def train(trainer: Any, checkpoint: Path | None = None) -> dict[str, Any]:
     """Train, from a checkpoint on if there is one; return the last figures and the steps taken.
 
-    Raises NoNumber when loss or weights stop being numbers: nothing is to be published then.
+    Raises NoNumber when loss or weights stop being numbers, and ContractError when a fresh adapter
+    is as it began: nothing is to be published then.
     """
     if not len(trainer.train_dataset):
         raise ContractError("no training step was taken: every pair was longer than max_length.")
@@ -258,6 +286,12 @@ def train(trainer: Any, checkpoint: Path | None = None) -> dict[str, Any]:
     if not history:
         raise ContractError("no training step was taken: every pair was longer than max_length.")
     _check_numbers(trainer, history)
+    learned = (p for n, p in trainer.model.named_parameters() if f"lora_B.{TRAINED}." in n)
+    if not any(matrix.any() for matrix in learned):  # it would be the base under another name
+        raise ContractError(
+            "the adapter learned nothing: its weights are as they began. Nothing was published. "
+            "Raise train.learning_rate or train.epochs."
+        )
     last = {name: history[-1][name] for name in METRICS if name in history[-1]}
     return {**last, "steps": trainer.state.global_step}
 
@@ -286,18 +320,22 @@ def publish_adapter(
     preferences: Preferences,
     target: Path,
     parent_sha256: str | None = None,
+    *,
+    multimodal: bool,
 ) -> str:
     """Save the adapter to `target`, whole or not at all; return the SHA-256 of its weights.
 
+    The request's settings are those it was trained with. `multimodal`: the base's checkpoint is,
+    and the adapter is of its language model alone, under the names this has by itself.
     Raises ContractError when something is there already, unless it is this very adapter: a run
     that was killed after it published comes here again.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(target.name + ".part")
     shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(str(temporary), selected_adapters=["default"])
+    model.save_pretrained(str(temporary), selected_adapters=[TRAINED])
     (temporary / "README.md").unlink(missing_ok=True)  # PEFT's card is a form left empty
-    weights = sha256_file(temporary / "adapter_model.safetensors")
+    weights = sha256_file(temporary / ADAPTER_WEIGHTS)
     card = {
         "base_model": request.model,
         "base_sha256": base_sha256,
@@ -308,6 +346,8 @@ def publish_adapter(
         "seed": request.seed,
         "quantization": request.quantization,
         "strategy": request.train.strategy,
+        "max_length": request.train.max_length,
+        "multimodal": multimodal,
         "parent_sha256": parent_sha256,
     }
     (temporary / ADAPTER_CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
@@ -315,7 +355,7 @@ def publish_adapter(
         same = all(
             (target / name).is_file()
             and sha256_file(target / name) == sha256_file(temporary / name)
-            for name in (ADAPTER_CARD, "adapter_model.safetensors")
+            for name in (ADAPTER_CARD, ADAPTER_WEIGHTS)
         )
         shutil.rmtree(temporary)
         if not same:

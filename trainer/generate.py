@@ -7,6 +7,7 @@ repeated for each of them. The draws stay what they were, since they depend on a
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from trainer.model import (
     default_batch_size,
     fit_messages,
     has_system_role,
+    own_sampling,
     template_sha256,
 )
 from trainer.scoring import prompt_cache_is_exact
@@ -115,13 +117,18 @@ def plain_jobs(prompts: list[tuple[str, list[Message]]]) -> list[Job]:
     return [Job(prompt_id, messages, None, None, 0) for prompt_id, messages in prompts]
 
 
-def sampling_of(settings: GenerateSettings) -> dict[str, Any]:
-    """Return how replies are drawn, under the model's own names; recorded with each."""
+def sampling_of(settings: GenerateSettings, config: Any = None) -> dict[str, Any]:
+    """Return how replies are drawn, under the model's own names.
+
+    With the model's generation_config, what that brings beside: recorded with each reply, and in
+    effect without being asked for.
+    """
     return {
         "temperature": settings.temperature,
         "top_p": settings.top_p,
         "top_k": settings.top_k,
         "max_new_tokens": settings.max_new_tokens,
+        **own_sampling(config),
     }
 
 
@@ -185,12 +192,13 @@ def write_replies(
 ) -> int:
     """Write a reply for every job to `path`, a row a line, as batches finish; return how many.
 
+    All of them are on the disk when it returns.
     `origin` (model, adapter) goes into every row. `progress(done, total)` is called per batch.
     The replies of a second side (1) are added to those of the first, from other draws.
     """
     common = {
         **origin,
-        "sampling": sampling_of(settings),
+        "sampling": sampling_of(settings, model.generation_config),
         "template_sha256": template_sha256(tokenizer),
     }
     done = 0
@@ -213,6 +221,7 @@ def write_replies(
             file.flush()
             done += len(replies)
             progress(done, len(jobs))
+        os.fsync(file.fileno())  # before the manifest that vouches for them
     return done
 
 

@@ -65,7 +65,10 @@ class Shape:
 
     @property
     def matrices(self) -> list[tuple[int, int]]:
-        """Inputs and outputs of one layer's linears: q, k, v, o, gate, up, down."""
+        """Inputs and outputs of one layer's linears: q, k, v, o, gate, up, down.
+
+        Where some of them are one matrix (Phi-3) a LoRA on it takes less than one on each.
+        """
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         wide = self.intermediate
         return [
@@ -248,10 +251,11 @@ def plan(shape: Shape, settings: TrainSettings, quantization: str, machine: Mach
     """Return the first tier that fits, or the last one tried, with `fits` false.
 
     The order: resident; the layers computed again on the way back (where they are not anyway); one
-    pair at a time (where more are asked for; as many to a step as before); a tied embedding in host
-    memory and the head streamed (CUDA only); the layers' checkpoints in host memory (CUDA only); a
-    shorter length. Each keeps what the one before it changed. Raises ContractError when
-    `host_embedding` is asked for and the head is a matrix of its own.
+    pair at a time (where more are asked for; as many to a step as before, the same step but for the
+    batch that `sft` is a mean over); a tied embedding in host memory and the head streamed (CUDA
+    only); the layers' checkpoints in host memory (CUDA only); a shorter length. Each keeps what the
+    one before it changed. Raises ContractError when `host_embedding` is asked for and the head is a
+    matrix of its own.
     """
     if settings.host_embedding and not shape.tied:
         raise ContractError(

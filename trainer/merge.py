@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from trainer.chat_template import as_published
 from trainer.checkpoints import publish_folder
 from trainer.contract import ContractError, Request, write_whole
 from trainer.model import (
@@ -73,13 +74,15 @@ def merge(
         merged.save_pretrained(temporary)
         # Under other names its weights would be passed over, and random ones put in their place.
         check_weights(temporary, "the merged model")
+        if request.form == "ollama":
+            text = modelfile(tokenizer, merged.generation_config)
+            write_whole(temporary / MODELFILE, text)
+        # The publisher's own, which may print today's date.
+        tokenizer.chat_template = as_published(str(tokenizer.chat_template))
         tokenizer.save_pretrained(temporary)
         names = {"base": request.model, "base_sha256": shas[0], "adapter_sha256": shas[1]}
         card = request.card or CARD.format(**names)
         write_whole(temporary / "README.md", card)
-        if request.form == "ollama":
-            text = modelfile(tokenizer, merged.generation_config)
-            write_whole(temporary / MODELFILE, text)
         size = sum(path.stat().st_size for path in temporary.iterdir())
         sha256 = model_sha256(temporary)
         publish_folder(temporary, target)

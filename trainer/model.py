@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.chat_template import MARK, Endless, try_template
+from trainer.chat_template import MARK, Endless, try_template, with_one_date
 from trainer.contract import (
     ADAPTER_CARD,
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
     ContractError,
     GenerateSettings,
     Message,
@@ -22,6 +24,7 @@ from trainer.contract import (
     sha256_file,
 )
 from trainer.model_folder import (
+    FORMER_TARGETS,
     LORA_TARGETS,
     TEXT_ONLY_KEYS,
     Refused,
@@ -39,7 +42,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LORA_TARGETS", "Refused", "check_weights", "find_model", "model_sha256"]
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 LORA_WEIGHTS = re.compile(r"\.lora_[AB]\.weight$")
 # PEFT's names for the two adapters a run can have on its model: TRL trains the first.
 TRAINED, COMPARED = "default", "compare"
@@ -77,6 +79,18 @@ def choose_device() -> Device:
     return Device("cpu", torch.float32, "no CUDA GPU; fp32 is the CPU's fastest exact type")
 
 
+def nf4(dtype: torch.dtype) -> Any:
+    """Return how a base is quantised: NF4 with double quantisation, computing in `dtype`."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
 def load_base(request: Request, folder: Path, device: Device) -> PreTrainedModel:
     """Load the language model of `folder`, quantised as the request says, on one device.
 
@@ -84,17 +98,12 @@ def load_base(request: Request, folder: Path, device: Device) -> PreTrainedModel
     weight is missing, or one is left over outside the vision part; ContractError when that
     matrix is not tied.
     """
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM
 
     config, multimodal = text_config(folder, request.model)
     options: dict[str, Any] = {"key_mapping": TEXT_ONLY_KEYS} if multimodal else {}
     if request.quantization == "nf4":
-        options["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=device.dtype,
-        )
+        options["quantization_config"] = nf4(device.dtype)
     loader: Any = AutoModelForCausalLM
     model, info = loader.from_pretrained(
         folder,
@@ -174,22 +183,20 @@ def check_adapter(
     """
     from peft import LoraConfig
 
-    card, config = _read(folder / ADAPTER_CARD), _read(folder / "adapter_config.json")
+    card, config = _read(folder / ADAPTER_CARD), _read(folder / ADAPTER_CONFIG)
     weights = folder / ADAPTER_WEIGHTS
     if config is None or not weights.is_file():
-        raise Refused(
-            f"{folder} is no adapter: it needs adapter_config.json and adapter_model.safetensors."
-        )
+        raise Refused(f"{folder} is no adapter: it needs {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}.")
     if config.get("peft_type") != "LORA":
         raise Refused(f"{folder} is a {config.get('peft_type')} adapter; only LORA is loaded.")
     known = {f.name for f in dataclasses.fields(LoraConfig)}
     # These two name code to import.
     unknown = sorted(n for n in config if n not in known or (n in NAMES_CODE and config[n]))
     if unknown:
-        raise Refused(f"{folder}: adapter_config.json has unknown fields ({', '.join(unknown)}).")
+        raise Refused(f"{folder}: {ADAPTER_CONFIG} has unknown fields ({', '.join(unknown)}).")
     odd = _unlike_plain_lora(config)
     if odd:
-        raise Refused(f"{folder}: adapter_config.json is no plain LoRA's ({', '.join(odd)}).")
+        raise Refused(f"{folder}: {ADAPTER_CONFIG} is no plain LoRA's ({', '.join(odd)}).")
     if card is None:
         raise Refused(f"{folder} has no {ADAPTER_CARD}: its base model cannot be told. Train anew.")
     if card.get("base_sha256") != sha256:
@@ -228,6 +235,8 @@ def _unlike_plain_lora(config: dict[str, Any]) -> list[str]:
     from peft import LoraConfig
 
     plain = LoraConfig(target_modules=LORA_TARGETS).to_dict()
+    if config.get("target_modules") == FORMER_TARGETS:
+        plain["target_modules"] = FORMER_TARGETS
     odd = [n for n, value in config.items() if n not in FREE and value != plain.get(n)]
     for name, most in (("r", MOST_RANK), ("lora_alpha", 16 * MOST_RANK)):
         value = config.get(name, 1)
@@ -275,7 +284,10 @@ def attach_adapter(model: Any, folder: Path, name: str = TRAINED, trainable: boo
 
 
 def load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer; refuse one without a chat template, or with one that has no end."""
+    """Load the tokenizer; refuse one without a chat template, or with one that has no end.
+
+    A template that prints today's date prints one and the same each day (trainer.chat_template).
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -292,6 +304,7 @@ def load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
         raise Refused(f"{name} has no chat template: it is no chat model. Name an instruct model.")
     if not isinstance(tokenizer.chat_template, str):
         raise Refused(f"{name} has several chat templates; leave one, as chat_template.jinja.")
+    tokenizer.chat_template = with_one_date(tokenizer.chat_template)
     tokens = {n: t for n, t in tokenizer.special_tokens_map.items() if isinstance(t, str)}
     try:
         wrong = try_template(tokenizer.chat_template, tokens)
@@ -320,6 +333,16 @@ def with_sampling(settings: GenerateSettings, config: Any) -> GenerateSettings:
         return replace(settings, **known)  # type: ignore[arg-type]
     except (ContractError, TypeError) as error:
         raise Refused(f"generation_config.json of the model: {error}") from None
+
+
+# Settings of sampling that only a model's generation_config can bring, and what is no setting.
+NO_EFFECT = {"repetition_penalty": 1.0, "min_p": 0.0, "typical_p": 1.0, "no_repeat_ngram_size": 0}
+
+
+def own_sampling(config: Any) -> dict[str, float]:
+    """Return what else a model's generation_config does to how replies are drawn."""
+    found = {name: getattr(config, name, None) for name in NO_EFFECT}
+    return {n: v for n, v in found.items() if v is not None and v != NO_EFFECT[n]}
 
 
 def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:

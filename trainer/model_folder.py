@@ -8,12 +8,15 @@ import re
 from pathlib import Path
 from typing import Any
 
-from trainer.contract import ContractError, sha256_file
+from trainer.contract import ADAPTER_CONFIG, ContractError, sha256_file, sha256_text
 from trainer.presets import QUANTISED, preset
 
 # The language layers' linears. A regular expression, not bare names: those would reach into the
 # vision tower of a multimodal checkpoint. Embedding and head are never adapted (TRL refuses it).
-LORA_TARGETS = r".*\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
+# qkv and gate_up are q, k, v and gate, up in one matrix (Phi-3).
+LORA_TARGETS = r".*\.layers\.\d+\.(self_attn|mlp)\.(qkv|q|k|v|o|gate_up|gate|up|down)_proj"
+# What adapters of before the fused ones were made with: the same layers of any other model.
+FORMER_TARGETS = r".*\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
 
 # A multimodal checkpoint under the text-only class: without these renames transformers 5 starts
 # the language model from random weights without a word (unslothai/unsloth#5816).
@@ -27,7 +30,8 @@ VISION_KEYS = re.compile(r"(^|\.)(vision_tower|multi_modal_projector)\.")
 COMPUTED_KEYS = re.compile(r"rotary_emb\.inv_freq$")
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors$")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "chat_template.jinja")
+TEMPLATE_FILE = "chat_template.jinja"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", TEMPLATE_FILE)
 MOST_LAYERS = 1000
 HALF = "is half a checkpoint"
 
@@ -163,7 +167,7 @@ def _check_others(folder: Path, name: str) -> None:
     """Refuse a folder from which transformers would load other weights than weight_files says."""
     if not (folder / SINGLE).is_file() and not (folder / INDEX).is_file():
         raise Refused(f"{name} {HALF}: it has neither {SINGLE} nor {INDEX}. Copy or pull it again.")
-    if (folder / "adapter_config.json").is_file():  # put on the model as it is loaded
+    if (folder / ADAPTER_CONFIG).is_file():  # put on the model as it is loaded
         raise Refused(f"{name} has an adapter in the model's own folder. Merge it, or move it out.")
     if any(folder.glob("shard-*-model-*.safetensors")):  # preferred to all other files
         raise Refused(f"{name} has weights of a distributed checkpoint. Save it as a plain model.")
@@ -186,7 +190,8 @@ def weight_files(folder: Path) -> list[Path]:
 def model_sha256(folder: Path) -> str:
     """Return the SHA-256 that names a model: of its weights' and tokenizer's digests.
 
-    File names of the weights do not count, so a renamed or moved model is the same model.
+    File names of the weights do not count, so a renamed or moved model is the same model. A chat
+    template counts wherever it is: in a file of its own, or else inside tokenizer_config.json.
     """
     digest = hashlib.sha256()
     for path in weight_files(folder):
@@ -194,6 +199,11 @@ def model_sha256(folder: Path) -> str:
     for name in TOKENIZER_FILES:
         if (folder / name).is_file():
             digest.update(name.encode() + bytes.fromhex(sha256_file(folder / name)))
+    settings = folder / "tokenizer_config.json"
+    if not (folder / TEMPLATE_FILE).is_file() and settings.is_file():
+        template = read_json(settings, str(folder)).get("chat_template")
+        if isinstance(template, str):
+            digest.update(b"chat_template" + bytes.fromhex(sha256_text(template)))
     return digest.hexdigest()
 
 

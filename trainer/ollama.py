@@ -9,14 +9,14 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from trainer.model import has_system_role
+from trainer.model import has_system_role, own_sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MODELFILE = "Modelfile"
 NO_TEMPLATE = "# The chat template could not be put in Ollama's terms; it may know its own."
-DATED = "# The chat template puts a date in: below it is the day's on which this was written."
+DATED = "# The chat template puts today's date in: below it is 26 July 2024, as in training."
 # Stand for the texts of a conversation: of its system message, its users, its assistants.
 SYSTEM, USERS, REPLIES = "\u27e8S\u27e9", ("\u27e8A\u27e9", "\u27e8B\u27e9"), ("\u27e8R\u27e9",)
 
@@ -35,8 +35,10 @@ def modelfile(tokenizer: PreTrainedTokenizerBase, sampling: Any) -> str:
         if "strftime_now" in str(tokenizer.chat_template):
             lines.append(DATED)
         lines.append(f'TEMPLATE """{template}"""')
-    for name in ("temperature", "top_p", "top_k"):
-        value = getattr(sampling, name, None)
+    own = own_sampling(sampling)
+    known = {n: getattr(sampling, n, None) for n in ("temperature", "top_p", "top_k")}
+    known |= {"repeat_penalty": own.get("repetition_penalty"), "min_p": own.get("min_p")}
+    for name, value in known.items():
         if isinstance(value, int | float) and not isinstance(value, bool):
             lines.append(f"PARAMETER {name} {value}")
     ends = sampling.eos_token_id

@@ -7,14 +7,13 @@ is checked against the SHA-256 the hub states before it takes its place in the o
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trainer.contract import sha256_file, write_whole
+from trainer.contract import ADAPTER_CONFIG, sha256_file, write_whole
 from trainer.model_folder import INDEX, SINGLE, Refused, check_config, indexed_files, read_json
 from trainer.presets import QUANTISED, preset
 
@@ -101,7 +100,7 @@ def _pull(repository: str, progress: Progress, cache: Path | None) -> dict[str, 
             f"{repository} has its weights under names that transformers does not load: neither "
             f"{SINGLE} nor {INDEX}. Nothing was fetched."
         )
-    if "adapter_config.json" in names:
+    if ADAPTER_CONFIG in names:
         raise Refused(f"{repository} is an adapter, or has one in it. Nothing was fetched.")
 
     def small(name: str) -> Path:
@@ -190,7 +189,7 @@ def _fetch(
             resume_size=size, headers=build_hf_headers(), expected_size=file.lfs.size,
             tqdm_class=_bar(size, progress),
         )  # fmt: skip
-    digest = sha256_file(part) if file.lfs.size else hashlib.sha256().hexdigest()
+    digest = sha256_file(part)
     if digest != file.lfs.sha256:
         part.unlink()
         raise Refused(

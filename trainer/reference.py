@@ -26,7 +26,15 @@ from typing import Any
 
 from trainer.batches import in_batches
 from trainer.checkpoints import LIBRARIES
-from trainer.contract import CHECKPOINTS, Request, canonical_json, sha256_file, sha256_text
+from trainer.contract import (
+    ADAPTER_CONFIG,
+    CHECKPOINTS,
+    Request,
+    canonical_json,
+    sha256_file,
+    sha256_text,
+)
+from trainer.measure import row_length
 from trainer.model import Device, trainable
 from trainer.processes import rank, world_size
 
@@ -141,7 +149,7 @@ def store_for(
     place = folder / kept if kept is not None else folder / CHECKPOINTS / "reference"
     adapter = None
     if request.adapter is not None and adapter_sha256 is not None:
-        card = folder / request.adapter / "adapter_config.json"
+        card = folder / request.adapter / ADAPTER_CONFIG
         adapter = adapter_sha256, sha256_file(card)
     return Store(place, conditions(request, base_sha256, adapter, device, config), say)
 
@@ -185,7 +193,7 @@ def precompute(trainer: Any, store: Store, emit: Emit) -> None:
     rows = [row for dataset in datasets for row in dataset]
     names = [pair_sha256(row) for row in rows]
     # Longest first: a lack of memory shows at once, and little is padded.
-    pairs = dict(sorted(zip(names, rows, strict=True), key=lambda each: -_length(each[1])))
+    pairs = dict(sorted(zip(names, rows, strict=True), key=lambda each: -row_length(each[1])))
     known = store.read()
     mine = list(pairs)[rank() :: world_size()]
     new = [(name, pairs[name]) for name in mine if name not in known]
@@ -213,11 +221,6 @@ def _sees_all(trainer: Any) -> bool:
     return bool(args.max_steps * batch >= len(trainer.train_dataset))
 
 
-def _length(row: Mapping[str, Any]) -> int:
-    """Return the tokens of a pair's longer side."""
-    return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
-
-
 def _compute(
     trainer: Any, store: Store, new: list[tuple[str, Any]], share: int, emit: Emit
 ) -> dict[str, Sums]:
@@ -226,7 +229,7 @@ def _compute(
     most = float(args.per_device_train_batch_size * args.max_length)
 
     def cost(batch: list[tuple[str, Any]]) -> float:
-        longest: int = min(max(_length(row) for _, row in batch), args.max_length)
+        longest: int = min(max(row_length(row) for _, row in batch), args.max_length)
         return len(batch) * longest / most
 
     def one(batch: list[tuple[str, Any]]) -> list[None]:

@@ -16,7 +16,7 @@ from trainer import dpo
 from trainer.contract import ContractError, Request
 from trainer.measure import Peak, machine_here, model_bytes, resident
 from trainer.memory import Plan, plan, refusal, shape_of
-from trainer.model import Device
+from trainer.model import Device, nf4
 from trainer.preferences import Preferences
 from trainer.presets import PRESETS, Preset, preset
 
@@ -182,7 +182,7 @@ def make(config: dict[str, Any], request: Request, device: Device, seed: int) ->
     """Return the model with random weights, each linear quantised as soon as it is drawn."""
     import torch
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
     from trainer.streamed_head import to_host
@@ -195,11 +195,7 @@ def make(config: dict[str, Any], request: Request, device: Device, seed: int) ->
         loader: Any = AutoModelForCausalLM
         model = loader.from_config(made, attn_implementation="sdpa", dtype=device.dtype)
     if request.quantization == "nf4":
-        quantised = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=device.dtype,
-        )  # fmt: skip
-        replace_with_bnb_linear(model, ["lm_head"], quantised)
+        replace_with_bnb_linear(model, ["lm_head"], nf4(device.dtype))
         model.is_loaded_in_4bit = True
     model.tie_weights()
     for name, module in model.named_modules():

@@ -23,6 +23,7 @@ from trainer.contract import (
     Request,
     append_event,
     sha256_file,
+    to_json,
     write_manifest,
     write_rows,
 )
@@ -212,6 +213,7 @@ class Work:
     def train(self) -> None:
         from trainer import dpo
         from trainer.attempts import Attempts
+        from trainer.model_folder import text_config
 
         assert self.preferences is not None
         request = self.request
@@ -228,9 +230,11 @@ class Work:
             return
         target = self.folder / request.output_adapter
         self.adapter_sha256 = dpo.publish_adapter(
-            self.model, request, self.base_sha256, self.preferences, target, parent_sha256
-        )
-        self.manifest["train"] = trained.metrics
+            self.model, replace(request, train=trained.settings), self.base_sha256,
+            self.preferences, target, parent_sha256,
+            multimodal=text_config(self.base, request.model)[1],
+        )  # fmt: skip
+        self.manifest["train"] = {**trained.metrics, "settings": to_json(trained.settings)}
         self.manifest["adapter"] = {"path": request.output_adapter, "sha256": self.adapter_sha256}
         self.manifest["preferences"] = {
             "train": trained.fit.trained,

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import stat
 import sys
 from pathlib import Path
 
 import pytest
 
-from curator import adapters, cards, exports
+from curator import adapters, cards, db, exports, store
 from curator.errors import BadData, CannotWrite, NotReady
 from curator.workspace import Workspace
 from tests.curator.test_adapters import curator, work
-from trainer.contract import read_request
+from trainer.contract import (
+    ADAPTER_CARD,
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    read_request,
+    sha256_file,
+)
 
 
 @pytest.fixture
@@ -35,6 +42,9 @@ def test_peft_is_the_adapter_with_a_model_card(trained: Workspace) -> None:
     facts = adapters.show_adapter(trained, "adapter-0002")
     for sha256 in (facts["base_sha256"], facts["sha256"], facts["pairs_sha256"]):
         assert sha256 in card
+    config = json.loads((target / ADAPTER_CONFIG).read_text())
+    assert config["base_model_name_or_path"] == facts["base_model"]
+    assert "AutoModelForCausalLM.from_pretrained(" in card and "multimodal" not in card
     assert "on 8 preferences" in card and "library_name: peft" in card
     assert "| would rather agree where it should not | 0% | 0% to 4% | 120 |" in card
     assert "not therapy" in card and "can give away what it was trained on" in card
@@ -56,6 +66,51 @@ def test_an_adapter_that_is_not_what_was_trained_stays_here(
         (folder / "adapter_config.json").symlink_to(tmp_path / "private")
     done = curator(trained, "adapter", "export", "adapter-0002", "--to", "peft")
     assert done.returncode == 65 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert not list((trained.path / "exports").iterdir())
+
+
+def test_of_a_multimodal_base_the_layers_are_renamed_and_nothing_else(trained: Workspace) -> None:
+    folder = trained.path / adapters.show_adapter(trained, "adapter-0002")["folder"]
+    name = "base_model.model.model.{}layers.0.mlp.up_proj.lora_A.weight"
+    where = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    head = json.dumps({"__metadata__": {"format": "pt"}, name.format(""): where}).encode()
+    data = bytes(range(8))
+    (folder / ADAPTER_WEIGHTS).write_bytes(len(head).to_bytes(8, "little") + head + data)
+    (folder / ADAPTER_CARD).write_text('{"multimodal": true}')
+    targets = {
+        "target_modules": r".*\.layers\.\d+\.mlp.up_proj",
+        "base_model_name_or_path": "/here",
+    }
+    (folder / ADAPTER_CONFIG).write_text(json.dumps({"peft_type": "LORA", **targets}))
+    with db.writing(trained.engine) as session:
+        adapter = store.adapter_named(session, "adapter-0002")
+        assert adapter is not None
+        adapter.sha256 = sha256_file(folder / ADAPTER_WEIGHTS)
+    target = exports.export_peft(trained, "adapter-0002", None)
+    there = (target / ADAPTER_WEIGHTS).read_bytes()
+    length = int.from_bytes(there[:8], "little")
+    assert length % 8 == 0 and there[8 + length :] == data
+    assert json.loads(there[8 : 8 + length]) == {
+        "__metadata__": {"format": "pt"}, name.format("language_model."): where,
+    }  # fmt: skip
+    config = json.loads((target / ADAPTER_CONFIG).read_text())
+    assert config == {
+        "peft_type": "LORA", "base_model_name_or_path": trained.config.model.name,
+        "target_modules": r".*\.language_model\.layers\.\d+\.mlp.up_proj",
+    }  # fmt: skip
+    card = (target / "README.md").read_text(encoding="utf-8")
+    assert adapter.sha256 in card and sha256_file(target / ADAPTER_WEIGHTS) in card
+    assert "AutoModelForImageTextToText.from_pretrained(" in card and "vision part" in card
+    assert len(list(target.iterdir())) == 4
+
+
+@pytest.mark.parametrize("file", [ADAPTER_CARD, ADAPTER_CONFIG])
+def test_an_adapter_whose_files_are_broken_stays_here(trained: Workspace, file: str) -> None:
+    folder = trained.path / adapters.show_adapter(trained, "adapter-0002")["folder"]
+    for text in ("{", "[]"):
+        (folder / file).write_text(text)
+        with pytest.raises(BadData, match=f"{file}: not "):
+            exports.export_peft(trained, "adapter-0002", None)
     assert not list((trained.path / "exports").iterdir())
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -122,6 +123,47 @@ def test_a_folder_made_by_hand_gives_an_adapter_plain_peft_loads(
         plain = base(ids).logits
         changed = PeftModel.from_pretrained(base, str(adapter))(ids).logits
     assert not torch.allclose(plain, changed)
+
+
+def trainer_of(tmp_path: Path, gemma: Path, rows: int, **settings: Any) -> Any:
+    from trainer.model import choose_device, load_base, load_tokenizer
+
+    train = TrainSettings(**{"learning_rate": 2e-3, "max_length": 256, **settings})
+    request = contract.Request("train", str(gemma), quantization="none", train=train)
+    device = choose_device()
+    return dpo.make_trainer(
+        load_base(request, gemma, device), load_tokenizer(gemma, "tiny"),
+        Preferences(preference_rows(rows), [], 0, ""), request, device, tmp_path / "work",
+        lambda *_, **__: None,
+    )  # fmt: skip
+
+
+def test_a_training_of_one_step_takes_it_at_its_whole_rate(tmp_path: Path, gemma: Path) -> None:
+    def moved(trainer: Any) -> bool:
+        return any(p.any() for n, p in trainer.model.named_parameters() if "lora_B" in n)
+
+    trainer = trainer_of(tmp_path, gemma, 8, epochs=1)
+    assert dpo.train(trainer)["steps"] == 1 and moved(trainer)
+    trainer = trainer_of(tmp_path, gemma, 8, epochs=1)
+    trainer.args.warmup_steps = 0.1  # as transformers has it: of one step that is the one
+    with pytest.raises(ContractError, match="the adapter learned nothing"):
+        dpo.train(trainer)
+    assert not moved(trainer)
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "steps"),
+    [(8, {"epochs": 1}, 1), (9, {"epochs": 1}, 2), (8, {"epochs": 1.2}, 2), (3, {"epochs": 0.3}, 1),
+     (9, {"epochs": 1, "batch_size": 3, "gradient_accumulation": 3}, 1), (30, {"max_steps": 1}, 1),
+     (3, {"max_steps": 2}, 2)],
+)  # fmt: skip
+def test_only_a_training_of_one_step_has_no_warm_up(
+    tmp_path: Path, gemma: Path, rows: int, settings: dict[str, Any], steps: int
+) -> None:
+    trainer = trainer_of(tmp_path, gemma, rows, **settings)
+    theirs = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
+    assert theirs[-1] == dpo._steps(trainer) == steps
+    assert trainer.args.get_warmup_steps(steps) == (0 if steps == 1 else 1)
 
 
 @pytest.mark.parametrize(

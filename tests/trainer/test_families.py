@@ -81,6 +81,23 @@ def test_lora_is_put_on_language_layers_and_trains(tmp_path: Path, family: str) 
     assert all(g is not None and torch.isfinite(g).all() for g in grads)
 
 
+def test_lora_is_put_on_fused_layers_whole(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    place = tmp_path / "model"
+    tiny.save_family(place, "phi3")
+    folder = run_folder(
+        tmp_path / "run", preference_rows(12, split="train"), action="train", model=str(place),
+        train={**TRAIN, "max_steps": 2},
+    )  # fmt: skip
+    assert perform(folder) == 0
+    weights = load_file(folder / "adapter" / contract.ADAPTER_WEIGHTS)
+    moved = [n.split(".layers.")[1].split(".lora_B")[0] for n, w in weights.items()
+             if "lora_B" in n and w.any()]  # fmt: skip
+    linears = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
+    assert sorted(moved) == sorted(f"{layer}.{name}" for layer in (0, 1) for name in linears)
+
+
 ROUND = ["gemma3", "llama", "mistral", "mistral3"]  # gemma3_text is everywhere else
 
 

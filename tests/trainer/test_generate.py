@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,43 @@ def test_replies_are_reproducible_and_record_their_origin(tmp_path: Path, gemma:
     assert all(row["model"] == "tiny" and row["steer"] in STEERS for row in first)
     assert all(row["tokens"] <= 12 and row["finish_reason"] in ("stop", "length") for row in first)
     assert all(row["sampling"]["max_new_tokens"] == 12 for row in first)
+
+
+@pytest.mark.train
+def test_what_a_model_does_to_its_sampling_is_recorded_and_the_rows_are_on_the_disk(
+    tmp_path: Path, gemma: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainer.model import choose_device, load_base, load_tokenizer
+
+    model = load_base(Request(action="generate", model=str(gemma)), gemma, choose_device())
+    tokenizer, fsync = load_tokenizer(gemma, "tiny"), os.fsync
+    settings = GenerateSettings(max_new_tokens=12, batch_size=8, temperature=0.8)
+    jobs = generate.candidate_jobs(PROMPTS[:4], settings, seed=3)
+    synced: list[int] = []
+
+    def also_noted(handle: int) -> None:
+        fsync(handle)
+        synced.append(os.fstat(handle).st_size)
+
+    monkeypatch.setattr(os, "fsync", also_noted)
+
+    def write(name: str) -> list[dict[str, Any]]:
+        generate.write_replies(
+            model, tokenizer, jobs, settings, 3, tmp_path / name, {}, lambda *_: None
+        )
+        assert synced == [(tmp_path / name).stat().st_size]
+        synced.clear()
+        return [row for _, row in read_rows(tmp_path / name)]
+
+    plain = {"temperature": 0.8, "top_p": None, "top_k": None, "max_new_tokens": 12}
+    rows = write("a")
+    assert all(row["sampling"] == plain for row in rows)
+    own, none = {"repetition_penalty": 1.3, "min_p": 0.9}, {"typical_p": 1.0}
+    for name, value in {**own, **none, "no_repeat_ngram_size": 0}.items():
+        setattr(model.generation_config, name, value)
+    others = write("b")
+    assert all(row["sampling"] == {**plain, **own} for row in others)
+    assert [row["text"] for row in others] != [row["text"] for row in rows]  # it is in effect
 
 
 @pytest.mark.train

@@ -17,7 +17,7 @@ from tests.trainer.conftest import (
     refused,
     run_folder,
 )
-from trainer import merge, model
+from trainer import merge, model, ollama
 from trainer.__main__ import perform
 from trainer.contract import Request
 
@@ -115,6 +115,21 @@ def test_what_cannot_be_merged_is_refused(
     folder = merge_folder(tmp_path, gemma, changed)
     assert "is not what was trained" in refused(folder, capsys)
     assert not (folder / "merged").exists()
+
+
+def test_a_merged_model_has_its_publishers_template(tmp_path: Path, gemma: Path) -> None:
+    base = Path(shutil.copytree(gemma, tmp_path / "base"))
+    template = (base / "chat_template.jinja").read_text(encoding="utf-8")
+    dated = template.replace("{{- bos_token -}}", "{{- bos_token + strftime_now('%d %b') -}}")
+    assert dated != template
+    (base / "chat_template.jinja").write_text(dated, encoding="utf-8")
+    adapter = trained_adapter(tmp_path / "trained", base)
+    folder = merge_folder(tmp_path, base, adapter, form="ollama")
+    assert perform(folder) == 0
+    kept = (folder / "merged" / "chat_template.jinja").read_text(encoding="utf-8")
+    assert kept == dated
+    text = (folder / "merged" / "Modelfile").read_text(encoding="utf-8")
+    assert f'{ollama.DATED}\nTEMPLATE """' in text and "26 Jul" in text
 
 
 def test_ollama_gets_the_models_own_template(

@@ -15,6 +15,7 @@ from tests.trainer.conftest import Run, preference_rows, run_folder
 from trainer import contract, dpo, measure, model
 from trainer.contract import Request, TrainSettings
 from trainer.model import Refused
+from trainer.model_folder import FORMER_TARGETS
 
 pytestmark = pytest.mark.train
 
@@ -128,6 +129,60 @@ def test_a_model_is_known_by_its_content(copy: Path, gemma: Path) -> None:
     assert model.model_sha256(copy) != model.model_sha256(gemma)
 
 
+def test_a_chat_template_counts_wherever_it_is(copy: Path) -> None:
+    before = model.model_sha256(copy)
+    place = copy / "tokenizer_config.json"
+    settings = json.loads(place.read_text())
+    place.write_text(json.dumps({**settings, "chat_template": "{{ 1 }}"}))
+    assert model.model_sha256(copy) == before  # its own file is what is used
+    (copy / "chat_template.jinja").unlink()
+    digests = [model.model_sha256(copy)]
+    for template in ("{{ 2 }}", None):
+        place.write_text(json.dumps({**settings, "chat_template": template}))
+        digests.append(model.model_sha256(copy))
+    assert len({before, *digests}) == 4
+
+
+# As Llama 3.2's asks for its date, and as others do; a template may begin with white space.
+DATED = """{{ bos_token }}{% if strftime_now is defined %}
+    {%- set date = strftime_now("%d %b %Y") %}{% else %}{% set date = "none" %}{% endif %}
+{{ date }}, {{ strftime_now('%A, %B %m/%Y %y %H:%M') }}{% for m in messages %}
+{{ m['content'] }}{{ strftime_now("%Y-%m-%d") }}
+{% endfor %}"""
+
+
+@pytest.mark.parametrize("start", ["", "\n", "  ", "  {% if true %} {% endif %}\n", "{#- a -#}\n"])
+def test_a_date_in_a_template_is_the_same_each_day(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    from datetime import datetime
+
+    from transformers import AutoTokenizer
+    from transformers.utils import chat_template_utils
+
+    def on(*day: int) -> Any:
+        clock = type("clock", (datetime,), {"now": classmethod(lambda cls: datetime(*day))})
+        monkeypatch.setattr(chat_template_utils, "datetime", clock)
+
+    (copy / "chat_template.jinja").write_text(start + DATED)
+    ours, theirs = model.load_tokenizer(copy, "tiny"), AutoTokenizer.from_pretrained(copy)
+    messages = preference_rows(1)[0]["prompt"]
+    on(2026, 5, 17, 8, 30)
+    ids = ours.apply_chat_template(messages)["input_ids"]
+    text = theirs.apply_chat_template(messages, tokenize=False)
+    assert "17 May 2026, Sunday, May 05/2026 26 08:30" in text
+    on(2024, 7, 26, 12, 0)
+    assert ours.apply_chat_template(messages)["input_ids"] == ids
+    # It is what the template as published writes on that day, down to the white space.
+    assert theirs.apply_chat_template(messages)["input_ids"] == ids
+    assert "26 Jul 2024, Friday, July 07/2024 24 12:00" in ours.decode(ids)
+
+
+def test_a_template_without_a_date_stays_as_it_is(gemma: Path) -> None:
+    tokenizer = model.load_tokenizer(gemma, "tiny")
+    assert tokenizer.chat_template == (gemma / "chat_template.jinja").read_text(encoding="utf-8")
+
+
 def adapter_folder(folder: Path, **card: Any) -> Path:
     folder.mkdir()
     weights = folder / "adapter_model.safetensors"
@@ -197,6 +252,13 @@ def test_an_adapter_that_is_no_plain_lora_is_refused(
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(model.Refused, match=name):
         model.check_adapter(tmp_path, "m", "0" * 64)
+
+
+def test_an_adapter_of_before_the_fused_layers_is_still_one(tmp_path: Path) -> None:
+    folder = adapter_folder(tmp_path / "adapter", base_sha256="a")
+    config = {"peft_type": "LORA", "r": 8, "target_modules": FORMER_TARGETS}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    assert model.check_adapter(folder, "tiny", "a")
 
 
 def test_changed_adapter_weights_are_refused_before_the_model_is_loaded(tmp_path: Path) -> None:

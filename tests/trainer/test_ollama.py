@@ -11,6 +11,7 @@ import pytest
 
 from tests import tiny
 from trainer import model, ollama
+from trainer.chat_template import with_one_date
 
 pytestmark = pytest.mark.train
 
@@ -37,7 +38,7 @@ LAST = """{{- bos_token }}
     {%- endif %}
 {%- endfor %}
 """
-TEMPLATES = {"llama": LLAMA, "mistral": MISTRAL, "blank": BLANK}
+TEMPLATES = {"llama": with_one_date(LLAMA), "mistral": MISTRAL, "blank": BLANK}
 
 
 @pytest.fixture
@@ -98,17 +99,32 @@ def test_filled_in_it_is_what_the_model_was_trained_with(tokenizer: Any, name: s
 
 
 def test_a_header_is_written_once_and_a_date_is_told_of(tokenizer: Any) -> None:
-    tokenizer.chat_template = LLAMA
+    tokenizer.chat_template = TEMPLATES["llama"]
     template = ollama.go_template(tokenizer)
     assert template is not None and template.count("{{ range .Messages }}") == 1
     before, _, inside = template.partition("{{ range .Messages }}")
-    assert "Today Date: " in before and "Today" not in inside
+    assert "Today Date: 26 Jul 2024" in before and "Today" not in inside
     assert "Cutting Knowledge Date" in before and "Cutting" not in inside
     sampling = SimpleNamespace(eos_token_id=[1, 5], temperature=0.6)
     text = ollama.modelfile(tokenizer, sampling)
     assert f'{ollama.DATED}\nTEMPLATE """{template}"""\nPARAMETER temperature 0.6\n' in text
+    assert "26 July 2024" in ollama.DATED and "repeat_penalty" not in text
     tokenizer.chat_template = MISTRAL
     assert ollama.DATED not in ollama.modelfile(tokenizer, sampling)
+
+
+def test_what_a_model_does_to_its_sampling_is_in_it(tokenizer: Any) -> None:
+    from transformers import GenerationConfig
+
+    sampling = GenerationConfig(
+        eos_token_id=5, repetition_penalty=1.05, min_p=0.1, typical_p=0.9, top_k=20
+    )
+    parameters = re.findall("PARAMETER (.*)", ollama.modelfile(tokenizer, sampling))
+    assert parameters[:3] == ["top_k 20", "repeat_penalty 1.05", "min_p 0.1"]
+    assert len(parameters) == 4  # of typical_p Ollama knows nothing
+    sampling = GenerationConfig(eos_token_id=5, repetition_penalty=1.0, min_p=0.0)
+    assert "PARAMETER" in (text := ollama.modelfile(tokenizer, sampling))
+    assert "repeat" not in text and "min_p" not in text
 
 
 @pytest.mark.parametrize(

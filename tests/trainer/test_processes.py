@@ -68,6 +68,38 @@ def test_two_processes_give_the_losses_of_one_with_doubled_accumulation(
     assert contract.read_manifest(both) is not None
 
 
+# What is seen of a run before its work begins, and whether PyTorch was loaded by then.
+SEEN = """
+import os, sys
+from trainer import __main__ as trainer
+def perform(folder):
+    print(os.environ["CUDA_VISIBLE_DEVICES"], "torch" in sys.modules)
+    return 0
+trainer.perform = perform
+trainer.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "engine", "seen"),
+    [(None, {}, "0"), ("", {}, ""), ("3,1", {}, "3"), ("GPU-5a", {}, "GPU-5a"),
+     ("3,1", {"WORLD_SIZE": "2", "RANK": "1"}, "3,1")],
+)  # fmt: skip
+def test_a_process_without_an_engine_sees_one_gpu(
+    tmp_path: Path, given: str | None, engine: dict[str, str], seen: str
+) -> None:
+    """Of several transformers would make an nn.DataParallel, which TRL refuses."""
+    unset = ("CUDA_VISIBLE_DEVICES", "WORLD_SIZE", "RANK")
+    environment = {n: v for n, v in os.environ.items() if n not in unset} | engine
+    if given is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = given
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", SEEN, str(tmp_path)],
+        capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+    assert done.stdout == f"{seen} False\n", done.stderr
+
+
 def test_what_is_not_trained_runs_in_one_process(
     tmp_path: Path, gemma: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

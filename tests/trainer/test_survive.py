@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 from tests.trainer.conftest import GENERATE, PROMPTS, manifest_of, preference_rows, run_folder
 from trainer import checkpoints, contract, dpo, model
 from trainer.__main__ import perform
+from trainer.batches import out_of_memory
 from trainer.contract import ADAPTER_CARD, TrainSettings
 from trainer.preferences import Preferences
 from trainer.work import Work
@@ -142,10 +144,20 @@ def test_a_checkpoint_of_other_rows_or_settings_is_passed_over(tmp_path: Path) -
     for other in others:
         assert checkpoints.latest(tmp_path, other, said.append) is None
     assert len(said) == 6 and "is of other settings, rows or versions" in said[0]
-    # How much is held at once does not decide what is learned.
-    smaller = TrainSettings(batch_size=2, gradient_accumulation=4, gradient_checkpointing=True)
-    same = contract.Request(action="round", model="m", run="another", train=smaller)
-    assert checkpoints.fingerprint(same, "base", "template", rows, None, 1) == mark
+    # How much is held at once does not decide what is learned, but for the mean that sft is.
+    for loss, weights in ((("sigmoid",), (1.0,)), (("sigmoid", "sft"), (1.0, 0.1))):
+        as_asked = TrainSettings(loss=loss, loss_weights=weights)
+        recomputed = replace(as_asked, gradient_checkpointing=True)
+        smaller = replace(recomputed, batch_size=2, gradient_accumulation=4)
+        marks = [
+            checkpoints.fingerprint(
+                contract.Request(action="round", model="m", run=loss[-1], train=each),
+                "base", "template", rows, None, 1,
+            )
+            for each in (as_asked, recomputed, smaller)
+        ]  # fmt: skip
+        assert marks[0] == marks[1] and (marks[1] == marks[2]) is ("sft" not in loss)
+    assert marks[0] == mark
     (path / "extra.safetensors").touch()
     (path.with_name("step-00000004") / "optimizer.pt").unlink()
     said.clear()
@@ -157,6 +169,27 @@ def test_a_checkpoint_of_other_rows_or_settings_is_passed_over(tmp_path: Path) -
     said.clear()
     assert checkpoints.latest(tmp_path, mark, said.append) is None
     assert "step-00000008 is another version's; passed over" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "lacks"),
+    [("OutOfMemoryError", "CUDA out of memory. Tried to allocate 2.00 GiB.", True),
+     ("AcceleratorError", "CUDA error: out of memory\nCUDA kernel errors might be …", True),
+     ("RuntimeError", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate", True),
+     ("RuntimeError", "[enforce fail] DefaultCPUAllocator: can't allocate memory: you …", True),
+     ("RuntimeError", "[enforce fail] DefaultCPUAllocator: not enough memory: you …", True),
+     ("AcceleratorError", "CUDA error: an illegal memory access was encountered", False),
+     ("RuntimeError", "expected scalar type Float but found Half", False),
+     ("ValueError", "the text is: I ran out of memory", False)],
+)  # fmt: skip
+def test_every_lack_of_memory_is_known_as_one(kind: str, said: str, lacks: bool) -> None:
+    import builtins
+
+    import torch
+
+    made: Any = getattr(torch, kind, None) or getattr(builtins, kind)
+    assert out_of_memory(made(said)) is lacks
+    assert out_of_memory(MemoryError())
 
 
 @pytest.mark.parametrize(
@@ -202,8 +235,14 @@ def test_out_of_memory_tries_with_less_at_most_three_times(
     ]
     for event, change in zip(told, changes, strict=True):
         assert event["change"].startswith(change)
-    assert manifest_of(folder)["train"]["attempts"] == 1 + times
-    assert manifest_of(folder)["train"]["steps"] == 2
+    told_of = manifest_of(folder)["train"]
+    assert told_of["attempts"] == 1 + times and told_of["steps"] == 2
+    # What trained the adapter, not what was asked for.
+    length = 128 if times == 2 else 256
+    made = contract.from_dict(TrainSettings, told_of["settings"])
+    assert (made.batch_size, made.gradient_accumulation, made.max_length) == (1, 4, length)
+    assert made.gradient_checkpointing and made.learning_rate == SETTINGS["learning_rate"]
+    assert json.loads((folder / "adapter" / ADAPTER_CARD).read_text())["max_length"] == length
 
 
 @pytest.mark.parametrize("during", ["tokenising", "training", "generating"])
@@ -299,7 +338,8 @@ def save_for_ever(folder: Path, adapted: Any, request: contract.Request) -> None
     preferences = Preferences(preference_rows(2), [], 0, "0" * 64)
     (folder / "begun").touch()
     for number in range(10_000):
-        dpo.publish_adapter(adapted, request, "b" * 64, preferences, folder / f"adapter-{number}")
+        target = folder / f"adapter-{number}"
+        dpo.publish_adapter(adapted, request, "b" * 64, preferences, target, multimodal=False)
         adapted.save_pretrained(str(folder / "saved"))
         (folder / "saved" / "optimizer.pt").write_bytes(os.urandom(100_000))
         checkpoints.publish(folder / "saved", folder, "mark", number, 1, request.train)

@@ -57,6 +57,8 @@ from trainer.contract.files import (
 from trainer.contract.names import (
     ADAPTER,
     ADAPTER_CARD,
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
     ASSUMED_FLIPS,
     BASE,
     CANDIDATES,
@@ -101,6 +103,8 @@ from trainer.contract.settings import (
 __all__ = [
     "ADAPTER",
     "ADAPTER_CARD",
+    "ADAPTER_CONFIG",
+    "ADAPTER_WEIGHTS",
     "ASSUMED_FLIPS",
     "BASE",
     "CANDIDATES",

@@ -30,6 +30,8 @@ MANIFEST = "manifest.json"
 CHECKPOINTS = "checkpoints"
 TRAINED = "trained.json"
 ADAPTER_CARD = "curator_adapter.json"
+# PEFT's own names of an adapter's two files.
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 # Policies: the model without an adapter, with the run's own, with the one it is compared with.
 BASE, ADAPTER, COMPARE = "base", "adapter", "compare"
