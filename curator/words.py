@@ -164,6 +164,8 @@ JUDGES: dict[str, tuple[Verdict, int | None]] = {
     "right_slightly": (Verdict.RIGHT, 1), "right_clearly": (Verdict.RIGHT, 2),
     "tie": (Verdict.TIE, None), "both_bad": (Verdict.BOTH_BAD, None), "skip": (Verdict.SKIP, None),
 }  # fmt: skip
+# What a run of an action is called; the others are called as they are asked for.
+RUNS = {"train": "training", "generate": "generation", "evaluate": "evaluation"}
 SAID: dict[tuple[str, int | None], str] = {
     (Verdict.LEFT, 1): "A better", (Verdict.LEFT, 2): "A clearly better",
     (Verdict.RIGHT, 1): "B better", (Verdict.RIGHT, 2): "B clearly better",
