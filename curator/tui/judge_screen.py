@@ -18,7 +18,7 @@ from textual.screen import Screen
 from textual.widgets import Static
 
 from curator.errors import CuratorError
-from curator.safe_text import visible
+from curator.safe_text import shortened, visible
 from curator.tui import between
 from curator.tui.beside import Beside
 from curator.tui.messages import RunChanged
@@ -36,6 +36,9 @@ NARROW, LEAST_WIDTH, LEAST_HEIGHT = 100, 60, 16
 TALL = 30
 DEAF_SECONDS = 0.3
 PAINT_SECONDS = 0.1
+# A failure is said in about so many lines; a line may lose so much to its margins, and to a word
+# too long for its end.
+FAILED_LINES, WORD = 4, 16
 MINUTE = 60.0
 
 
@@ -66,6 +69,8 @@ class JudgeScreen(Screen[None]):
         """Pairs judged in this sitting."""
         self.auto_allowed = False
         self.begun = self.seated = self.deaf = self.offered = False
+        self.failure = ""
+        """The failure that is said under the replies, if one is."""
 
     def compose(self) -> ComposeResult:
         yield HeaderBar(id="header")
@@ -153,6 +158,8 @@ class JudgeScreen(Screen[None]):
         self.set_class(
             event.size.width < LEAST_WIDTH or event.size.height < LEAST_HEIGHT, "too-small"
         )
+        if self.failure:
+            self.notice(self.failure, failed=True)
 
     # --- showing -------------------------------------------------------------------------------
 
@@ -192,7 +199,9 @@ class JudgeScreen(Screen[None]):
         self.query_one("#left", Reply).because(rubric.labels(beside.tags_left))
         self.query_one("#right", Reply).because(rubric.labels(beside.tags_right))
         text = beside.marks(self.pair.drafts if self.pair is not None else {})
-        self.query_one("#marks", Static).update(Content.from_text(text, markup=False))
+        marks = self.query_one("#marks", Static)
+        marks.set_class(bool(text), "some")
+        marks.update(Content.from_text(text, markup=False))
 
     def mark(self, verdict: Verdict, name: str) -> None:
         """Outline the side a verdict is for."""
@@ -202,10 +211,13 @@ class JudgeScreen(Screen[None]):
             self.query_one(f"#{verdict.value}").add_class(name)
 
     def notice(self, text: str, failed: bool = False) -> None:
-        """Say one quiet line under the replies."""
-        line = self.query_one("#notice", Static)
-        line.set_class(failed, "failed")
-        line.update(Content.from_text(f" {visible(text)}" if text else "", markup=False))
+        """Say one quiet line under the replies; of a failure all of it, in up to four lines."""
+        self.failure = text if failed else ""
+        self.query_one("#foot").set_class(failed, "failed")
+        text = visible(text)
+        if failed:
+            text = shortened(text, FAILED_LINES * (self.app.size.width - WORD))
+        self.query_one("#notice", Static).update(Content.from_text(text, markup=False))
 
     def aside(self, text: str, failed: bool = False) -> None:
         """Say what nobody asked for; in a corner where the line says that a pick is not saved."""
