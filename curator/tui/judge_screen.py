@@ -92,6 +92,7 @@ class JudgeScreen(Screen[None]):
 
     def on_mount(self) -> None:
         self.show_who()
+        self.notice(self.app.greeting)
         self.auto_allowed = self.app.auto_round
         self.show_run()
         self.set_interval(LEASE_SECONDS / 3, self.keep_pair)
