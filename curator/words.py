@@ -135,7 +135,7 @@ class Shown:
     before: Said | None = None
     """What was said before that, where undo took a change of mind back."""
     drafts: Mapping[str, str] = field(default_factory=dict)
-    """Writing that was begun and not saved, by name."""
+    """What was begun and not saved, by name."""
     by_another: bool = False
     """Whether another annotator has judged it, so that it needs nobody."""
 
