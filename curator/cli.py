@@ -19,6 +19,7 @@ from curator.cli_options import (
     JsonOption,
     WorkspaceOption,
     annotator_name,
+    go_on_text,
     left_out_text,
     run_and_follow,
     talk,
@@ -141,8 +142,13 @@ def annotate(
         # Whatever the locale says: a byte or letter it does not know must not end the sitting.
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
         sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
-        sys.exit(run_line_mode(place, annotator_name(annotator), sys.stdin, sys.stdout))
-    open_app(place, annotator_name(annotator), first_minutes=annotator is None)
+        name, said = annotator_name(annotator, place)
+        if said:
+            talk(said)
+        status = run_line_mode(place, name, sys.stdin, sys.stdout)
+        talk(go_on_text(place, name, "annotate", "--plain"))
+        sys.exit(status)
+    open_app(place, annotator, "annotate", first_minutes=annotator is None)
 
 
 @app.command(short_help="Write the preferences for a trainer.")
@@ -222,7 +228,7 @@ def loop(
 
     Judge; when the queue is empty, train and write new pairs; judge again, until you leave.
     """
-    open_app(workspace_at(workspace), annotator_name(annotator), auto_round=True)
+    open_app(workspace_at(workspace), annotator, "loop", auto_round=True)
 
 
 @app.command(short_help="Tell how things stand.")
@@ -293,21 +299,32 @@ def has_terminal() -> bool:
 
 
 def open_app(
-    workspace: Workspace, annotator: str, auto_round: bool = False, first_minutes: bool = False
+    workspace: Workspace,
+    annotator: str | None,
+    command: str,
+    auto_round: bool = False,
+    first_minutes: bool = False,
 ) -> None:
-    """Open the terminal app, give account of the sitting, and exit as the app does."""
+    """Open the terminal app, give account of the sitting, and exit as the app does.
+
+    `command` is what opens it again.
+    """
     from curator.errors import CuratorError
 
     if not has_terminal():
         raise CuratorError("judging needs a terminal, or --plain to judge in lines.")
     from curator.tui.app import CuratorApp
 
-    screen = CuratorApp(workspace, annotator, auto_round=auto_round, first_minutes=first_minutes)
+    name, said = annotator_name(annotator, workspace)
+    screen = CuratorApp(
+        workspace, name, auto_round=auto_round, first_minutes=first_minutes, greeting=said
+    )
     screen.run()
     if not screen.return_code and "seat" in screen.__dict__:  # left before it was taken: nothing
         from curator.history import sitting, sitting_text
 
         talk(sitting_text(sitting(screen.seat), workspace.name))
+        talk(go_on_text(workspace, screen.annotator_name, command))
     sys.exit(screen.return_code or 0)
 
 

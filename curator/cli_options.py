@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,16 +40,49 @@ def workspace_at(path: Path | None) -> Workspace:
     return open_workspace(path) if path else find_workspace()
 
 
-def annotator_name(name: str | None) -> str:
-    """Return who judges: as named, else the name this computer knows the person by."""
+def annotator_name(name: str | None, workspace: Workspace) -> tuple[str, str]:
+    """Return who judges, and what is to be said of that; empty: nothing.
+
+    As named, in the writing that is known here; else who judged here last; where nobody did, the
+    name this computer knows the person by. Raises Busy.
+    """
+    from curator.people import known_as, people
+    from curator.workspace import DATABASE
+
+    names = people(workspace.path / DATABASE)
+    if name and name.strip():
+        name = name.strip()
+        known = known_as(name, names) or name
+        return known, f"{name} is taken to be {known}, who is known here." * (known != name)
+    if names:
+        others = f"you judge as {names[0]}, as last time; for another: --annotator NAME."
+        return names[0], others * (len(names) > 1)
     import getpass
 
-    if name and name.strip():
-        return name.strip()
     try:
-        return getpass.getuser()
+        return getpass.getuser(), ""
     except (OSError, KeyError, ImportError):
-        return "annotator"
+        return "annotator", ""
+
+
+def go_on_text(workspace: Workspace, annotator: str, *command: str) -> str:
+    """Return the command that goes on where a sitting ended, naming only what has to be named."""
+    from curator.errors import CuratorError
+    from curator.people import people
+    from curator.workspace import DATABASE, command_line
+
+    words = ["curator", *command]
+    newest, nearest = None, None
+    with contextlib.suppress(CuratorError):
+        newest = people(workspace.path / DATABASE)[:1]
+    if newest != [annotator]:
+        words += ["--annotator", annotator]
+    with contextlib.suppress(CuratorError):
+        named = os.environ.get("CURATOR_WORKSPACE")
+        nearest = workspace_at(Path(named) if named else None).path
+    if nearest != workspace.path:
+        words += ["--workspace", str(workspace.path)]
+    return f"Go on with: {command_line(*words)}"
 
 
 def left_out_text(left_out: dict[str, int]) -> str:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from curator.words import (
@@ -88,25 +89,36 @@ def first_pair(path: Path, name: str, kind: AnnotatorKind = AnnotatorKind.HUMAN)
     be read, or takes long to look through.
     """
     try:
-        with path.open("rb") as file:  # sqlite.org/fileformat2.html; opening may write to the file
-            header = file.read(72)
-        if int.from_bytes(header[60:64], "big") != SCHEMA_VERSION:
-            return None
-        uri = f"{path.absolute().as_uri()}?mode=rw"  # a log left by a crash is read from, too
-        with closing(sqlite3.connect(uri, uri=True, timeout=0.05)) as database:
+        with looking(path, 0.05) as database:
             deadline = time.monotonic() + MOST_SECONDS
             database.set_progress_handler(lambda: time.monotonic() > deadline, 2_000)
-            database.execute("PRAGMA query_only=ON")
-            database.execute("PRAGMA trusted_schema=OFF")
             return _first_pair(database, name, kind)
     except (sqlite3.Error, OSError, ValueError, TypeError):
         return None
 
 
+@contextmanager
+def looking(path: Path, wait: float) -> Iterator[sqlite3.Connection]:
+    """Yield a connection that only reads, waiting `wait` seconds for a writer.
+
+    Raises ValueError where the file is no database of this schema, sqlite3.Error or OSError where
+    it cannot be read.
+    """
+    with path.open("rb") as file:  # sqlite.org/fileformat2.html; opening may write to the file
+        header = file.read(72)
+    if int.from_bytes(header[60:64], "big") != SCHEMA_VERSION:
+        raise ValueError("another schema")
+    uri = f"{path.absolute().as_uri()}?mode=rw"  # a log left by a crash is read from, too
+    with closing(sqlite3.connect(uri, uri=True, timeout=wait)) as database:
+        database.execute("PRAGMA query_only=ON")
+        database.execute("PRAGMA trusted_schema=OFF")
+        for pragma, value in (("application_id", APPLICATION_ID), ("user_version", SCHEMA_VERSION)):
+            if database.execute(f"PRAGMA {pragma}").fetchone() != (value,):
+                raise ValueError("no database of this schema")
+        yield database
+
+
 def _first_pair(database: sqlite3.Connection, name: str, kind: AnnotatorKind) -> Shown | None:
-    for pragma, value in (("application_id", APPLICATION_ID), ("user_version", SCHEMA_VERSION)):
-        if database.execute(f"PRAGMA {pragma}").fetchone() != (value,):
-            return None
     database.execute("BEGIN")
     me = database.execute(
         "SELECT id FROM annotator WHERE name = ? AND kind = ?"

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TextIO
 
 from curator import rounds
+from curator.beside_draft import BESIDE, with_draft
 from curator.errors import CuratorError
 from curator.history import sitting, sitting_text
 from curator.judgments import Said
@@ -100,6 +101,7 @@ class LineMode(Writing):
         if pair.earlier is not None:
             self.say(f"was: {SAID[pair.earlier.verdict, pair.earlier.strength]}")
             self.said, self.rewrite = pair.earlier, pair.rewrite
+        self.said = with_draft(self.said, pair.drafts.get(BESIDE, ""), self.seat.rubric)
         self.said, self.rewrite = self.kept.get(pair.pair_id, (self.said, self.rewrite))
         if pair.before is not None:
             self.say(f"before that: {SAID[pair.before.verdict, pair.before.strength]}")
@@ -167,7 +169,9 @@ class LineMode(Writing):
             self.say(f"not saved, say it again to retry: {error}")
             return
         self.kept.pop(self.pair.pair_id, None)
-        saved = {"note"} | ({f"rewrite_{self.rewrite.side.value}"} if self.rewrite else set())
+        saved = {"note", BESIDE} | (
+            {f"rewrite_{self.rewrite.side.value}"} if self.rewrite else set()
+        )
         self.unkept -= saved  # it is in the judgment now
         self.say(f"saved: {SAID[verdict, strength]}")
         self.show(following)

@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from typing import Any, TextIO
 
+from curator.beside_draft import BESIDE, draft_text
 from curator.errors import CuratorError
 from curator.judgments import Said
 from curator.line_texts import paragraph
@@ -72,9 +73,11 @@ class Writing:
         self.said = replace(self.said, **what)
         if self.pair is not None:
             self.kept[self.pair.pair_id] = (self.said, self.rewrite)
+            if error := self.draft(BESIDE, draft_text(self.said, self.pair.earlier)):
+                self.say(f"not on the disk yet: {error}")
 
     def draft(self, name: str, text: str) -> CuratorError | None:
-        """Keep writing of the pair on the screen that is not saved yet; an empty text drops it.
+        """Keep what is not saved yet of the pair on the screen; an empty text drops it.
 
         Return why it could not be put on the disk; `draft_again` tries that once more.
         """

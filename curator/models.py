@@ -310,7 +310,7 @@ class Bookmark(Table, table=True):
 
 
 class Draft(Table, table=True):
-    """Unsaved writing: a note, or a rewrite of the left or right reply."""
+    """Unsaved: a note, a rewrite of the left or right reply, what is said beside no verdict."""
 
     annotator_id: int = Field(
         sa_column=Column(Integer, ForeignKey("annotator.id"), primary_key=True)

@@ -80,6 +80,15 @@ def one_line(text: str, width: int) -> str:
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
+def shortened(text: str, most: int) -> str:
+    """Return a text on one line, cut in its middle: what happened and what next stay in sight."""
+    text = " ".join(text.split())
+    if len(text) <= most:
+        return text
+    half = max(2, most - 3) // 2
+    return f"{text[:half]} … {text[-half:]}"
+
+
 def too_long(text: str) -> str | None:
     """Return why a text is over the size that is kept, or None."""
     if len(text) > MOST_CHARACTERS:

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from sqlmodel import Session, col, delete, select
 
 from curator import db, judgments, queue, repeats, store
+from curator.beside_draft import BESIDE
 from curator.errors import BadData, CannotWrite, CuratorError
 from curator.importing.prompts import SURROGATE
 from curator.judgments import Said
@@ -40,8 +41,8 @@ from curator.workspace import Workspace
 from trainer.contract import sha256_text
 
 SITTINGS = ".sittings"
-# What is written before it is saved, by the name of its draft.
-DRAFTS = ("note", "rewrite_left", "rewrite_right")
+# What is written or said before it is saved, by the name of its draft.
+DRAFTS = ("note", "rewrite_left", "rewrite_right", BESIDE)
 
 
 class Seat:
@@ -158,7 +159,7 @@ class Seat:
             return replace(shown, before=judgments.said(before) if before else None)
 
     def save_draft(self, pair_id: int, name: str, text: str) -> None:
-        """Keep writing that is not saved yet; an empty text drops it."""
+        """Keep what is not saved yet, under a name of DRAFTS; an empty text drops it."""
         with db.writing(self.workspace.engine) as session:
             assert self.annotator.id is not None
             if not text:
@@ -280,12 +281,16 @@ class Seat:
     def _drop_drafts(
         self, session: Session, pair_id: int, note: str | None, rewrite: Rewrite | None
     ) -> None:
-        """Delete the drafts that say what was saved, or nothing; newer words are not."""
+        """Delete the drafts that say what was saved, or nothing; newer words are not.
+
+        What was said beside no verdict is in the judgment, whatever of it stood on the disk.
+        """
         saved = {"note": note or ""}
         if rewrite is not None:
             saved[f"rewrite_{rewrite.side.value}"] = SURROGATE.sub("\ufffd", rewrite.text)
         for draft in session.exec(select(Draft).where(*self._drafts_of(pair_id))).all():
-            if bare(draft.text) in ("", bare(saved.get(draft.field, ""))):
+            kept = bare(draft.text) in ("", bare(saved.get(draft.field, "")))
+            if kept or draft.field == BESIDE:
                 session.delete(draft)
 
     def _add_rewrite(self, session: Session, pair: Pair, rewrite: Rewrite) -> int:

@@ -11,11 +11,11 @@ from typing import Any
 
 from curator import db, rounds, runs
 from curator.errors import BadData, CuratorError
-from curator.models import Run
+from curator.models import Run, RunState
 from curator.run_watch import RunWatch
 from curator.safe_text import one_line, visible
 from curator.statistics import FEWEST_TO_CONCLUDE, simulated_text
-from curator.words import COUNTED
+from curator.words import COUNTED, RUNS
 from curator.workspace import Workspace
 
 
@@ -45,8 +45,16 @@ def follow_run(workspace: Workspace, folder: Path, show: bool = True) -> Run:
     if run.error:
         refused = (run.metrics or {}).get("exit_status") == BadData.exit_code
         kind = BadData if refused else CuratorError
-        raise kind(f"the {run.action} {run.state}: {run.error}")
+        raise kind(end_text(run))
     return run
+
+
+def end_text(run: Run) -> str:
+    """Return how a run ended that brought nothing: by whom it was stopped, or why it failed."""
+    name = RUNS.get(run.action, run.action)
+    if run.state == RunState.CANCELLED:
+        return f"the {name} was stopped."
+    return f"the {name} {run.state}: {run.error}"
 
 
 def settled(workspace: Workspace, name: str) -> Run:

@@ -135,7 +135,7 @@ class Shown:
     before: Said | None = None
     """What was said before that, where undo took a change of mind back."""
     drafts: Mapping[str, str] = field(default_factory=dict)
-    """Writing that was begun and not saved, by name."""
+    """What was begun and not saved, by name."""
     by_another: bool = False
     """Whether another annotator has judged it, so that it needs nobody."""
 
@@ -164,14 +164,16 @@ JUDGES: dict[str, tuple[Verdict, int | None]] = {
     "right_slightly": (Verdict.RIGHT, 1), "right_clearly": (Verdict.RIGHT, 2),
     "tie": (Verdict.TIE, None), "both_bad": (Verdict.BOTH_BAD, None), "skip": (Verdict.SKIP, None),
 }  # fmt: skip
-# The same, where judgments are counted or listed.
-COUNTED: dict[str, str] = {
-    Verdict.LEFT: "A", Verdict.RIGHT: "B", Verdict.TIE: "tie", Verdict.BOTH_BAD: "both bad",
-    Verdict.SKIP: "skipped",
-}  # fmt: skip
+# What a run of an action is called; the others are called as they are asked for.
+RUNS = {"train": "training", "generate": "generation", "evaluate": "evaluation"}
 SAID: dict[tuple[str, int | None], str] = {
     (Verdict.LEFT, 1): "A better", (Verdict.LEFT, 2): "A clearly better",
     (Verdict.RIGHT, 1): "B better", (Verdict.RIGHT, 2): "B clearly better",
     (Verdict.TIE, None): "a tie", (Verdict.BOTH_BAD, None): "both bad",
     (Verdict.SKIP, None): "skipped",
+}  # fmt: skip
+# The same, where judgments are counted or listed.
+COUNTED: dict[str, str] = {
+    Verdict.LEFT: "A", Verdict.RIGHT: "B", Verdict.TIE: "tie", Verdict.BOTH_BAD: "both bad",
+    Verdict.SKIP: "skipped",
 }  # fmt: skip

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
+import subprocess
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -90,6 +93,11 @@ class Workspace:
         return name
 
 
+def command_line(*words: str) -> str:
+    """Return a command as one types it into this system's shell."""
+    return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
+
+
 def data_folder() -> Path:
     """Return the folder of the texts and the demo model that come with curator."""
     here = Path(__file__).parent
@@ -111,7 +119,10 @@ def create_workspace(
     except OSError as error:
         raise CannotWrite(f"{one_line(str(path), 60)}: {error.strerror}.") from None
     if FILE in there:
-        raise BadConfig(f"{path} is a workspace already. Go on in it, or name another folder.")
+        raise BadConfig(
+            f"{path} is a workspace already. Name another folder, or go on in it with: "
+            + command_line("curator", "annotate", "--workspace", str(path))
+        )
     if there:
         raise BadConfig(f"{path / DATABASE} is there without a {FILE}. Name another folder.")
     from curator import db

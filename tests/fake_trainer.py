@@ -22,6 +22,13 @@ from trainer import contract
 def main(mode: str, folder: Path) -> int:
     if mode == "silent":
         return 3
+    if mode == "stops":
+
+        def stopped(*_: object) -> None:
+            contract.append_event(folder, "cancelled", message="stopped")
+            sys.exit(130)
+
+        signal.signal(signal.SIGTERM, stopped)
     with FileLock(folder / contract.LOCK):
         contract.append_event(folder, "started", pid=os.getpid())
         contract.append_event(folder, "phase", phase="train")
@@ -39,7 +46,7 @@ def main(mode: str, folder: Path) -> int:
             stream(folder, mode)
         if mode == "garbage":
             (folder / contract.CANDIDATES).write_text('{"text": 3}\n', encoding="utf-8")
-        while mode == "hang" or (mode == "wait" and not (folder / "go").exists()):
+        while mode in ("hang", "stops") or (mode == "wait" and not (folder / "go").exists()):
             time.sleep(0.02)
         finish(folder, mode)
     return 0

@@ -24,6 +24,7 @@ from textual.worker import get_current_worker
 
 from curator import glance
 from curator.errors import CuratorError, where
+from curator.people import known_as, people
 from curator.run_watch import RunWatch
 from curator.safe_text import one_line, visible
 from curator.tui.judge_screen import JudgeScreen
@@ -63,10 +64,12 @@ class CuratorApp(App[None]):
         auto_round: bool = False,
         offer_after: int | None = None,
         first_minutes: bool = False,
+        greeting: str = "",
     ) -> None:
         """`offer_after`: welcome a newcomer, and offer the first round after so many judgments.
 
         `first_minutes`: ask a newcomer who they are and give them a practice pair.
+        `greeting`: said at the foot of the judge screen until there is something else to say.
         """
         super().__init__()
         for theme in THEMES.values():
@@ -75,6 +78,7 @@ class CuratorApp(App[None]):
         self.workspace = workspace
         self.verbs = with_keys(workspace.config.keys)
         self.first_minutes = first_minutes
+        self.greeting = greeting
         self.auto_round = auto_round
         self.offer_after = offer_after
         self.annotator_name = annotator
@@ -146,10 +150,19 @@ class CuratorApp(App[None]):
     def change_name(self, name: str) -> None:
         """Have the seat under another name: a new one, or that of an annotator known already.
 
-        Nobody stays behind under the name the app was opened with, where nothing was judged.
+        Whatever the case of its letters, which is said. Nobody stays behind under the name the
+        app was opened with, where nothing was judged.
         """
         before = self.seat
+        own = before.annotator.name
+        known = known_as(name, people(self.workspace.path / DATABASE))
+        if known not in (None, name, own):
+            said = f"{name} is taken to be {known}, who is known here."
+            self.notify(visible(said), timeout=10, markup=False)
+            name = known
         if not before.rename(name):
+            if known == own:
+                return
             self.annotator_name = name
             del self.seat
             try:

@@ -10,6 +10,7 @@ from textual.widgets import Static
 
 from curator.errors import CuratorError
 from curator.tui.messages import RunChanged
+from curator.words import RunState
 
 if TYPE_CHECKING:
     from curator.tui.judge_screen import JudgeScreen
@@ -83,7 +84,9 @@ def follow_run(screen: JudgeScreen, message: RunChanged) -> None:
     if screen.pair is None:
         screen.go_next()
     if run is not None and run.error:
-        screen.aside(f"the {run.action} {run.state}: {run.error}", failed=True)
+        from curator.terminal import end_text
+
+        screen.aside(end_text(run), failed=run.state != RunState.CANCELLED)
         return
     if run is not None:
         screen.aside(screen.app.tell(run))

@@ -117,7 +117,7 @@ class PracticeScreen(Screen[None]):
 
     def say(self, text: str) -> None:
         """Say one line."""
-        self.query_one("#notice", Static).update(Content.from_text(f" {text}", markup=False))
+        self.query_one("#notice", Static).update(Content.from_text(text, markup=False))
 
     def action_verb(self, name: str) -> None:
         """Say what a key would have done."""

@@ -17,8 +17,9 @@ from textual.events import Resize
 from textual.screen import Screen
 from textual.widgets import Static
 
-from curator.errors import CuratorError
-from curator.safe_text import visible
+from curator.beside_draft import BESIDE, draft_text, with_draft
+from curator.errors import Busy, CuratorError
+from curator.safe_text import shortened, visible
 from curator.tui import between
 from curator.tui.beside import Beside
 from curator.tui.messages import RunChanged
@@ -36,6 +37,10 @@ NARROW, LEAST_WIDTH, LEAST_HEIGHT = 100, 60, 16
 TALL = 30
 DEAF_SECONDS = 0.3
 PAINT_SECONDS = 0.1
+DRAFT_SECONDS = 0.8
+# A failure is said in about so many lines; a line may lose so much to its margins, and to a word
+# too long for its end.
+FAILED_LINES, WORD = 4, 16
 MINUTE = 60.0
 
 
@@ -55,6 +60,8 @@ class JudgeScreen(Screen[None]):
         self.beside = Beside()
         self.besides: dict[int, Beside] = {}
         """What was said beside no verdict yet, by pair, for when one comes back to it."""
+        self.undrafted: dict[int, str] = {}
+        """Drafts of it that are not on the disk yet, by pair."""
         self.saved: Said | None = None
         """What was said of the pair on the screen, once it is kept and still shown."""
         self.saved_rewrite: Rewrite | None = None
@@ -66,6 +73,8 @@ class JudgeScreen(Screen[None]):
         """Pairs judged in this sitting."""
         self.auto_allowed = False
         self.begun = self.seated = self.deaf = self.offered = False
+        self.failure = ""
+        """The failure that is said under the replies, if one is."""
 
     def compose(self) -> ComposeResult:
         yield HeaderBar(id="header")
@@ -87,6 +96,7 @@ class JudgeScreen(Screen[None]):
 
     def on_mount(self) -> None:
         self.show_who()
+        self.notice(self.app.greeting)
         self.auto_allowed = self.app.auto_round
         self.show_run()
         self.set_interval(LEASE_SECONDS / 3, self.keep_pair)
@@ -153,6 +163,8 @@ class JudgeScreen(Screen[None]):
         self.set_class(
             event.size.width < LEAST_WIDTH or event.size.height < LEAST_HEIGHT, "too-small"
         )
+        if self.failure:
+            self.notice(self.failure, failed=True)
 
     # --- showing -------------------------------------------------------------------------------
 
@@ -171,8 +183,10 @@ class JudgeScreen(Screen[None]):
         self.query_one(Conversation).show(pair.messages, pair.content_label, pair.risk_cue)
         self.query_one("#left", Reply).show(pair.left)
         self.query_one("#right", Reply).show(pair.right)
+        said = pair.earlier or Said(Verdict.SKIP)
+        said = with_draft(said, pair.drafts.get(BESIDE, ""), self.app.workspace.rubric)
+        self.beside = Beside.of(said, pair.rewrite)
         if pair.earlier is not None:
-            self.beside = Beside.of(pair.earlier, pair.rewrite)
             self.mark(pair.earlier.verdict, "earlier")
         self.beside = self.besides.get(pair.pair_id, self.beside)
         self.show_marks()
@@ -181,10 +195,32 @@ class JudgeScreen(Screen[None]):
     def say_beside(self, **what: Any) -> None:
         """Keep something said beside the verdict, for as long as the pair is unjudged."""
         assert self.pair is not None
+        pair_id, earlier = self.pair.pair_id, self.saved or self.pair.earlier
+        before = draft_text(self.beside.said(Verdict.SKIP, None), earlier)
         self.beside = replace(self.beside, **what)
-        self.besides[self.pair.pair_id] = self.beside
+        self.besides[pair_id] = self.beside
         self.show_marks()
+        text = draft_text(self.beside.said(Verdict.SKIP, None), earlier)
+        if text != before:
+            self.undrafted[pair_id] = text
         self.amend()
+        if pair_id in self.undrafted:
+            self.set_timer(DRAFT_SECONDS, self.draft)  # no key waits for it
+
+    def draft(self) -> bool:
+        """Keep what is said beside no verdict yet; tell whether it is on the disk."""
+        kept = True
+        for pair_id, text in list(self.undrafted.items()):
+            try:
+                self.app.seat.save_draft(pair_id, BESIDE, text)
+                del self.undrafted[pair_id]
+            except CuratorError as error:
+                kept = False
+                if self.retry is None:  # else it stands at the foot that nothing is saved
+                    self.app.complain(error)
+                if isinstance(error, Busy):
+                    break  # the others would wait as long
+        return kept
 
     def show_marks(self) -> None:
         """Show what has been said beside the verdict so far."""
@@ -192,7 +228,9 @@ class JudgeScreen(Screen[None]):
         self.query_one("#left", Reply).because(rubric.labels(beside.tags_left))
         self.query_one("#right", Reply).because(rubric.labels(beside.tags_right))
         text = beside.marks(self.pair.drafts if self.pair is not None else {})
-        self.query_one("#marks", Static).update(Content.from_text(text, markup=False))
+        marks = self.query_one("#marks", Static)
+        marks.set_class(bool(text), "some")
+        marks.update(Content.from_text(text, markup=False))
 
     def mark(self, verdict: Verdict, name: str) -> None:
         """Outline the side a verdict is for."""
@@ -202,10 +240,13 @@ class JudgeScreen(Screen[None]):
             self.query_one(f"#{verdict.value}").add_class(name)
 
     def notice(self, text: str, failed: bool = False) -> None:
-        """Say one quiet line under the replies."""
-        line = self.query_one("#notice", Static)
-        line.set_class(failed, "failed")
-        line.update(Content.from_text(f" {visible(text)}" if text else "", markup=False))
+        """Say one quiet line under the replies; of a failure all of it, in up to four lines."""
+        self.failure = text if failed else ""
+        self.query_one("#foot").set_class(failed, "failed")
+        text = visible(text)
+        if failed:
+            text = shortened(text, FAILED_LINES * (self.app.size.width - WORD))
+        self.query_one("#notice", Static).update(Content.from_text(text, markup=False))
 
     def aside(self, text: str, failed: bool = False) -> None:
         """Say what nobody asked for; in a corner where the line says that a pick is not saved."""
@@ -289,6 +330,7 @@ class JudgeScreen(Screen[None]):
             self.notice(f"not saved (press {key} to try again): {error}", failed=True)
             return
         self.besides.pop(self.pair.pair_id, None)
+        self.undrafted.pop(self.pair.pair_id, None)
         self.count(self.pair)
         text = f"saved: {SAID[said.verdict.value, said.strength]}"
         family = self.app.family(self.pair.family)
@@ -328,7 +370,8 @@ class JudgeScreen(Screen[None]):
         if self.deaf or self.has_class("too-small"):
             return
         if self.retry is not None and self.pair is not None:
-            self.save(self.retry[0], "enter")
+            said = self.retry[0]  # its verdict; beside it goes what the screen says now
+            self.save(self.beside.said(said.verdict, said.strength), "enter")
         elif self.saved is not None:
             self.go_next()
         elif self.pair is None and self.step and self.step.action and not self.app.run_watch:

@@ -264,6 +264,50 @@ def test_what_nobody_asked_for_never_hides_that_a_pick_is_not_saved(
     play(workspace, script, notifications=True)
 
 
+FAILURE = (
+    "the generation failed: google/gemma-3-4b-it is neither a folder nor a model in this machine's "
+    "cache, and nothing is downloaded by itself. Fetch it once (curator models pull "
+    "google/gemma-3-4b-it), or name a folder."
+)
+
+
+@pytest.mark.parametrize("size", [(60, 16), (80, 24), (200, 50)])
+@pytest.mark.parametrize(
+    "failure", [FAILURE, f"not saved: /{'long' * 400}/x is in use. Try again."]
+)
+def test_a_failure_is_said_with_what_happened_and_what_next(
+    workspace: Workspace, add_pairs: AddPairs, size: tuple[int, int], failure: str
+) -> None:
+    add_pairs(workspace, 3)
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        screen = app.screen
+        assert isinstance(screen, JudgeScreen)
+        replies, foot = screen.query_one("#replies"), screen.query_one("#foot")
+        room = replies.region
+        screen.notice("a quiet word " * 40)
+        await pilot.pause()
+        assert (replies.region, foot.size.height) == (room, 1) and "…" in painted(app)
+        screen.notice(failure, failed=True)
+        await pilot.pause()
+        text = " ".join(painted(app).split())
+        assert failure[:9] in text and failure[-20:] in text and foot.size.height <= 5
+        if failure == FAILURE:
+            assert "message 0." in text and "What would help?" in text
+        await pilot.press("f")
+        text = " ".join(painted(app).split())
+        assert "⚑ flagged" in text and failure[-20:] in text
+        await pilot.resize_terminal(size[0] + 20, size[1])
+        await pilot.resize_terminal(*size)
+        await pilot.pause()
+        assert failure[-20:] in " ".join(painted(app).split())
+        await pilot.press("a")
+        await pilot.pause()
+        assert (replies.region, foot.size.height) == (room, 1) and "saved" in painted(app)
+
+    play(workspace, script, size)
+
+
 def test_no_key_waits_for_counting(
     workspace: Workspace, add_pairs: AddPairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

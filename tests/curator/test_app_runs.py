@@ -202,6 +202,25 @@ def test_stopping_a_run_keeps_the_adapter_in_use(
     assert run.state in (RunState.FAILED, RunState.CANCELLED)
 
 
+@pytest.mark.parametrize(("picks", "name"), [("abababab", "round"), ("abx", "generation")])
+def test_a_run_that_was_stopped_is_said_and_is_no_failure(
+    workspace: Workspace, add_pairs: AddPairs, fake_trainer: Fake, picks: str, name: str
+) -> None:
+    add_pairs(workspace, len(picks))
+    fake_trainer("stops")
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        await pilot.press(*picks, "r", "enter")
+        await until(pilot, lambda: app.run_watch is not None and app.run_watch.step == 3)
+        await pilot.press("ctrl+x")
+        await until(pilot, lambda: app.run_watch is None)
+        await pilot.press("escape")
+        await until(pilot, lambda: f"the {name} was stopped." in painted(app))
+        assert not app.screen.query_one("#foot").has_class("failed")
+
+    play(workspace, script)
+
+
 def test_the_rounds_screen_offers_no_more_pairs_while_some_wait(
     workspace: Workspace, add_pairs: AddPairs
 ) -> None:

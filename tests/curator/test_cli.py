@@ -79,6 +79,7 @@ def test_init_makes_a_workspace_without_prompts(tmp_path: Path) -> None:
     facts = json.loads(curator("status", "--json", cwd=study).stdout)
     assert facts["prompts"] == {"train": 0, "held_out": 0} and facts["model"] == "some/model"
     refused(curator("init", "study", cwd=tmp_path), 78, "is a workspace already")
+    refused(curator("demo", "study", cwd=tmp_path), 78, "curator annotate --workspace study")
     if sys.platform != "win32":
         assert stat.S_IMODE(study.stat().st_mode) == 0o700
 
