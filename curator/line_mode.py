@@ -28,7 +28,7 @@ from curator.models import Verdict, new_uuid, now
 from curator.rubric import MOST_TAGS_A_SIDE
 from curator.safe_text import one_line
 from curator.seat import Shown, take_seat
-from curator.terminal import run_text
+from curator.terminal import end_text, run_text
 from curator.words import JUDGES, LEASE_SECONDS, SAID, SPEAKERS
 from curator.workflow import next_step
 from curator.workspace import Workspace
@@ -129,7 +129,7 @@ class LineMode(Writing):
         """Tell of a run that has ended."""
         try:
             for run in rounds.settle(self.workspace):
-                self.say(run.error or run_text(run))
+                self.say(end_text(run) if run.error else run_text(run))
                 if self.pair is None:
                     self.show(self.seat.next())
             if self.pair is None and rounds.take_in_so_far(self.workspace):

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
-import subprocess
-import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -95,6 +92,10 @@ class Workspace:
 
 def command_line(*words: str) -> str:
     """Return a command as one types it into this system's shell."""
+    import shlex
+    import subprocess
+    import sys
+
     return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
 
 

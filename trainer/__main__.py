@@ -142,11 +142,12 @@ def keep_one_gpu() -> None:
     """Show the libraries one GPU, unless an engine started a process for each.
 
     transformers would put a copy of the model on every GPU it sees (nn.DataParallel), which TRL
-    refuses. CUDA_VISIBLE_DEVICES is read when PyTorch first asks for a GPU.
+    refuses. CUDA_VISIBLE_DEVICES is read when PyTorch first asks for a GPU; -1 is none, which an
+    empty text would be too, but on Windows that unsets the variable.
     """
-    if "WORLD_SIZE" not in os.environ:
+    if world_size() == 1:
         seen = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
-        os.environ["CUDA_VISIBLE_DEVICES"] = seen.partition(",")[0].strip()
+        os.environ["CUDA_VISIBLE_DEVICES"] = seen.partition(",")[0].strip() or "-1"
 
 
 def main(arguments: list[str]) -> int:

@@ -10,8 +10,11 @@ Part = TypeVar("Part")
 Result = TypeVar("Result")
 Say = Callable[[str], None]
 
-# How PyTorch, CUDA, cuBLAS and the CPU's allocators (the last two: Linux, Windows) say it.
-NO_MEMORY = ("out of memory", "alloc_failed", "can't allocate memory", "not enough memory")
+# How PyTorch, CUDA, cuBLAS (on a full card it cannot even begin) and the CPU's allocators say it.
+NO_MEMORY = (
+    "out of memory", "alloc_failed", "cublas_status_not_initialized", "can't allocate memory",
+    "cannot allocate memory", "not enough memory", "bad_alloc",
+)  # fmt: skip
 
 
 def out_of_memory(error: BaseException) -> bool:

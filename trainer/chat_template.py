@@ -25,8 +25,9 @@ TALK = [*USER, {"role": "assistant", "content": "Hello."}, *USER]
 # on after midnight, and no reference of the day before would be found. So a macro of that name is
 # put before such a template, with one date for ever: the one Llama 3.2's falls back to, a Friday.
 FIXED = {
-    "%d": "26", "%b": "Jul", "%B": "July", "%m": "07", "%Y": "2024", "%y": "24", "%A": "Friday",
-    "%a": "Fri", "%H": "12", "%M": "00", "%S": "00",
+    "%-d": "26", "%e": "26", "%F": "2024-07-26", "%j": "208", "%d": "26", "%b": "Jul", "%B": "July",
+    "%m": "07", "%Y": "2024", "%y": "24", "%A": "Friday", "%a": "Fri", "%H": "12", "%M": "00",
+    "%S": "00", "%I": "12", "%p": "PM",
 }  # fmt: skip
 _REPLACED = "".join(f" | replace('{name}', '{value}')" for name, value in FIXED.items())
 # The line's end is taken away with the tag (`trim_blocks`): the template begins on a line, as ever.

@@ -37,7 +37,9 @@ def modelfile(tokenizer: PreTrainedTokenizerBase, sampling: Any) -> str:
         lines.append(f'TEMPLATE """{template}"""')
     own = own_sampling(sampling)
     known = {n: getattr(sampling, n, None) for n in ("temperature", "top_p", "top_k")}
-    known |= {"repeat_penalty": own.get("repetition_penalty"), "min_p": own.get("min_p")}
+    # Without it Ollama takes 1.1 (its documentation of Modelfiles); nothing here was drawn so.
+    known["repeat_penalty"] = own.get("repetition_penalty", 1.0)
+    known["min_p"] = own.get("min_p")
     for name, value in known.items():
         if isinstance(value, int | float) and not isinstance(value, bool):
             lines.append(f"PARAMETER {name} {value}")

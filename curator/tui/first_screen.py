@@ -123,6 +123,10 @@ class PracticeScreen(Screen[None]):
         """Say what a key would have done."""
         if name == "guideline":
             self.app.action_guideline()
+        elif name == "help":
+            from curator.tui.help_screen import HelpScreen
+
+            self.app.push_screen(HelpScreen())
         elif name == "leave":
             self.app.exit()
         elif name in JUDGES:

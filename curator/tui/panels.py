@@ -20,6 +20,8 @@ from curator.tui.widgets import Line
 
 Tags = tuple[tuple[str, ...], tuple[str, ...]]
 Answers = dict[str, bool]
+# On fewer lines the questions that are still to come are left out.
+LOW = 24
 HEADINGS = {
     "good": "a reason for it",
     "over_agreeable": "over-agreeable",
@@ -191,11 +193,18 @@ class RedFlagsPanel(ModalScreen[Answers | None]):
             if done is not None:
                 line += Content("  yes").stylize("bold $error") if done else Content("  no")
             elif number == len(self.answers):
-                line += Content("  y  n").stylize("bold $accent")
+                line += Content("  y/n").stylize("bold $accent")
             else:
                 line = line.stylize("$quiet")
             lines.append(line)
-        self.query_one("#red-flags", Static).update(Content("\n").join(lines))
+        # What is asked now is in sight, also where not all of it has room.
+        low = self.size.height < LOW
+        shown = lines[: len(self.answers) + 2] if low else lines
+        self.query_one("#red-flags", Static).update(Content("\n").join(shown))
+        if low:
+            self.call_after_refresh(
+                self.query_one("#panel", VerticalScroll).scroll_end, animate=False
+            )
 
     def action_answer(self, yes: bool) -> None:
         """Answer the question; after the last one, close with all answers."""

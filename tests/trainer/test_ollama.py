@@ -108,7 +108,7 @@ def test_a_header_is_written_once_and_a_date_is_told_of(tokenizer: Any) -> None:
     sampling = SimpleNamespace(eos_token_id=[1, 5], temperature=0.6)
     text = ollama.modelfile(tokenizer, sampling)
     assert f'{ollama.DATED}\nTEMPLATE """{template}"""\nPARAMETER temperature 0.6\n' in text
-    assert "26 July 2024" in ollama.DATED and "repeat_penalty" not in text
+    assert "26 July 2024" in ollama.DATED and "\nPARAMETER repeat_penalty 1.0\n" in text
     tokenizer.chat_template = MISTRAL
     assert ollama.DATED not in ollama.modelfile(tokenizer, sampling)
 

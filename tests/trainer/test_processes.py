@@ -82,7 +82,8 @@ trainer.main(sys.argv[1:])
 
 @pytest.mark.parametrize(
     ("given", "engine", "seen"),
-    [(None, {}, "0"), ("", {}, ""), ("3,1", {}, "3"), ("GPU-5a", {}, "GPU-5a"),
+    [(None, {}, "0"), ("", {}, "-1"), ("3,1", {}, "3"), ("GPU-5a", {}, "GPU-5a"),
+     ("3,1", {"WORLD_SIZE": "1"}, "3"),
      ("3,1", {"WORLD_SIZE": "2", "RANK": "1"}, "3,1")],
 )  # fmt: skip
 def test_a_process_without_an_engine_sees_one_gpu(
