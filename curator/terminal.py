@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,9 @@ from curator.safe_text import one_line, visible
 from curator.statistics import FEWEST_TO_CONCLUDE, simulated_text
 from curator.words import COUNTED, RUNS
 from curator.workspace import Workspace
+
+# Between two columns of a table, and how narrow one of them may become.
+BETWEEN, LEAST_COLUMN = "  ", 10
 
 
 def follow_run(workspace: Workspace, folder: Path, show: bool = True) -> Run:
@@ -186,14 +191,30 @@ def apart(held_out: dict[str, Any]) -> int:
     return int(min(held_out["n"], held_out.get("prompts", held_out["n"])))
 
 
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """Return rows as aligned columns."""
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]], width: int | None = None) -> str:
+    """Return rows as aligned columns.
+
+    In a terminal (or `width` characters) that is too narrow the widest go over several lines.
+    """
+    if width is None and sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    if width is not None:
+        room = width - len(BETWEEN) * (len(widths) - 1)
+        while sum(widths) > room and max(widths) > LEAST_COLUMN:
+            widths[widths.index(max(widths))] -= 1
     lines = [head, tuple("-" * width for width in widths), *rows]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
+    return "\n".join(line for each in lines for line in _columns(each, widths))
+
+
+def _columns(cells: tuple[str, ...], widths: list[int]) -> Iterator[str]:
+    """Yield a row's lines, of as many as its longest cell takes."""
+    parts = (
+        textwrap.wrap(cell, max(1, width)) or [""]
+        for cell, width in zip(cells, widths, strict=True)
     )
+    for line in itertools.zip_longest(*parts, fillvalue=""):
+        yield BETWEEN.join(map(str.ljust, line, widths)).rstrip()
 
 
 def side_by_side(left: str, right: str, width: int, heads: tuple[str, str]) -> str:

@@ -12,6 +12,7 @@ from curator import evaluation_text
 from curator.evaluation import figures, learning_curve
 from curator.evaluation_rows import read_evaluation
 from curator.statistics import newcombe
+from curator.terminal import table
 from tests.curator.evaluation_rows import Row, held_out, probe, probes, reply, write
 from trainer.contract import EVALUATION, ContractError
 from trainer.intervals import wilson_interval
@@ -173,6 +174,21 @@ def test_few_held_out_are_said_whoever_is_measured(tmp_path: Path, held: int) ->
     assert "held-out" not in evaluation_text.evaluation_text(
         facts(tmp_path / "alone", probes("base", 30, 3))
     )
+
+
+def test_a_table_fits_a_narrow_terminal() -> None:
+    head = ("figure", "base", "adapter-0001 (in use)", "adapter-0002", "")
+    cells = ("collusion on the probes", *(["50% (41% to 59%), n = 120"] * 3), "")
+    plain = table(head, [cells, ("", "–", "–", "–", "")])
+    assert len(plain.splitlines()) == 4 and plain == table(
+        head, [cells, ("", "–", "–", "–", "")], 200
+    )
+    narrow = table(head, [cells, ("", "–", "–", "–", "")], 80)
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert " ".join(narrow.split()).count("50% (41%") == 3
+    assert sorted(narrow.replace("-", "").split()) == sorted(plain.replace("-", "").split())
+    # There is an end to narrowness.
+    assert max(map(len, table(head, [cells], 10).splitlines())) > 10
 
 
 def test_drift(tmp_path: Path) -> None:
