@@ -31,6 +31,14 @@ def draft_text(said: Said, earlier: Said | None) -> str:
     )
 
 
+def differs(said: Said, earlier: Said) -> bool:
+    """Tell whether reasons, flag or answers are others than what was said before."""
+    mine, before = (
+        (each.tags_left, each.tags_right, each.flagged, each.red_flags) for each in (said, earlier)
+    )
+    return mine != before
+
+
 def _says_something(said: Said) -> bool:
     return bool(said.tags_left or said.tags_right or said.flagged or said.red_flags)
 

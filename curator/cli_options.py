@@ -43,9 +43,11 @@ def workspace_at(path: Path | None) -> Workspace:
 def annotator_name(name: str | None, workspace: Workspace) -> tuple[str, str]:
     """Return who judges, and what is to be said of that; empty: nothing.
 
-    As named, in the writing that is known here; else who judged here last; where nobody did, the
-    name this computer knows the person by. Raises Busy.
+    As named, in the writing that is known here; else the name this computer knows the person by,
+    if it is known here; else who judged here last, and where nobody did that name. Raises Busy.
     """
+    import getpass
+
     from curator.people import known_as, people
     from curator.workspace import DATABASE
 
@@ -54,28 +56,26 @@ def annotator_name(name: str | None, workspace: Workspace) -> tuple[str, str]:
         name = name.strip()
         known = known_as(name, names) or name
         return known, f"{name} is taken to be {known}, who is known here." * (known != name)
-    if names:
-        others = f"you judge as {names[0]}, as last time; for another: --annotator NAME."
-        return names[0], others * (len(names) > 1)
-    import getpass
-
     try:
-        return getpass.getuser(), ""
+        login = getpass.getuser()
     except (OSError, KeyError, ImportError):
-        return "annotator", ""
+        login = "annotator"
+    if names and known_as(login, names) is None:
+        said = f"you judge as {names[0]}, as last time; for another: --annotator NAME."
+        return names[0], said
+    return known_as(login, names) or login, ""
 
 
 def go_on_text(workspace: Workspace, annotator: str, *command: str) -> str:
     """Return the command that goes on where a sitting ended, naming only what has to be named."""
     from curator.errors import CuratorError
-    from curator.people import people
-    from curator.workspace import DATABASE, command_line
+    from curator.workspace import command_line
 
     words = ["curator", *command]
-    newest, nearest = None, None
+    unnamed, nearest = None, None
     with contextlib.suppress(CuratorError):
-        newest = people(workspace.path / DATABASE)[:1]
-    if newest != [annotator]:
+        unnamed = annotator_name(None, workspace)[0]
+    if unnamed != annotator:
         words += ["--annotator", annotator]
     with contextlib.suppress(CuratorError):
         named = os.environ.get("CURATOR_WORKSPACE")

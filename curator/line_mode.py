@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TextIO
 
 from curator import rounds
-from curator.beside_draft import BESIDE, with_draft
+from curator.beside_draft import BESIDE, differs, with_draft
 from curator.errors import CuratorError
 from curator.history import sitting, sitting_text
 from curator.judgments import Said
@@ -113,6 +113,8 @@ class LineMode(Writing):
 
     def show_beside(self, pair: Shown) -> None:
         """Print what was said beside a verdict so far, and what was begun and is kept."""
+        if pair.earlier is not None and differs(self.said, pair.earlier):
+            self.say("not saved, judge again to save it:")
         for line in beside_lines(self.seat.rubric, self.said, self.rewrite):
             self.say(line)
         for name, what, said in (

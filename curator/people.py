@@ -31,7 +31,7 @@ def people(database: Path) -> list[str]:
         with looking(database, WAIT_SECONDS) as connection:
             return [str(name) for (name,) in connection.execute(PEOPLE)]
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
             said = f"{database} is in use by another program. Try again in a moment."
             raise Busy(said) from None
         return []

@@ -10,12 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from sqlmodel import Session, col, delete, select
 
 from curator import db, judgments, queue, repeats, store
-from curator.beside_draft import BESIDE
-from curator.errors import BadData, CannotWrite, CuratorError
+from curator.beside_draft import BESIDE, draft_text
+from curator.errors import BadData, CuratorError
 from curator.importing.prompts import SURROGATE
 from curator.judgments import Said
 from curator.models import (
@@ -34,13 +33,13 @@ from curator.models import (
 )
 from curator.preferences import preference_count
 from curator.safe_text import bare, too_long
+from curator.sittings import sits, sitting_lock
 from curator.words import Progress as Progress
 from curator.words import Rewrite as Rewrite
 from curator.words import Shown as Shown
 from curator.workspace import Workspace
 from trainer.contract import sha256_text
 
-SITTINGS = ".sittings"
 # What is written or said before it is saved, by the name of its draft.
 DRAFTS = ("note", "rewrite_left", "rewrite_right", BESIDE)
 
@@ -54,7 +53,7 @@ class Seat:
         self.sitting = sitting
         self.rubric = workspace.rubric
         self.began = now()
-        self._lock = _sitting_lock(workspace, sitting)
+        self._lock = sitting_lock(workspace, sitting)
 
     # --- pairs ---------------------------------------------------------------------------------
 
@@ -155,26 +154,27 @@ class Seat:
                 session, pair, self.annotator, Said(Verdict.RETRACTED), sitting=self.sitting
             )
             repeats.drop_repeat(session, pair, self.annotator, self.sitting)
-            shown = self._shown(session, pair, judgments.said(last))
+            said = judgments.said(last)
+            shown = self._shown(session, pair, said)
+            # What was taken back is said no longer, and only the screen would have it.
+            self._keep_draft(session, last.pair_id, BESIDE, draft_text(said, None))
+            if said.note:
+                self._keep_draft(session, last.pair_id, "note", said.note)
+            if shown.rewrite is not None:
+                name = f"rewrite_{shown.rewrite.side.value}"
+                self._keep_draft(session, last.pair_id, name, shown.rewrite.text)
             return replace(shown, before=judgments.said(before) if before else None)
 
-    def save_draft(self, pair_id: int, name: str, text: str) -> None:
-        """Keep what is not saved yet, under a name of DRAFTS; an empty text drops it."""
+    def save_draft(self, pair_id: int, name: str, text: str, since: str | None = None) -> None:
+        """Keep what is not saved yet, under a name of DRAFTS; an empty text drops it.
+
+        So does a judgment that came after `since`, when it was said: that one holds what counts.
+        """
         with db.writing(self.workspace.engine) as session:
             assert self.annotator.id is not None
-            if not text:
-                mine = (*self._drafts_of(pair_id), col(Draft.field) == name)
-                session.exec(delete(Draft).where(*mine))
-                return
-            session.merge(
-                Draft(
-                    annotator_id=self.annotator.id,
-                    pair_id=pair_id,
-                    field=name,
-                    text=SURROGATE.sub("\ufffd", text),
-                    updated_at=now(),
-                )
-            )
+            newest = judgments.newest_judgment(session, pair_id, self.annotator.id)
+            late = since is not None and newest is not None and newest.created_at > since
+            self._keep_draft(session, pair_id, name, "" if late else text)
 
     # --- the sitting ---------------------------------------------------------------------------
 
@@ -278,6 +278,19 @@ class Seat:
     def _drafts_of(self, pair_id: int) -> tuple[Any, ...]:
         return col(Draft.annotator_id) == self.annotator.id, col(Draft.pair_id) == pair_id
 
+    def _keep_draft(self, session: Session, pair_id: int, name: str, text: str) -> None:
+        """Keep a draft, drop it where its text is empty; of a pair that is gone there is none."""
+        assert self.annotator.id is not None
+        if not text:
+            mine = (*self._drafts_of(pair_id), col(Draft.field) == name)
+            session.exec(delete(Draft).where(*mine))
+        elif session.get(Pair, pair_id) is not None:
+            text = SURROGATE.sub("\ufffd", text)
+            me = self.annotator.id
+            session.merge(
+                Draft(annotator_id=me, pair_id=pair_id, field=name, text=text, updated_at=now())
+            )
+
     def _drop_drafts(
         self, session: Session, pair_id: int, note: str | None, rewrite: Rewrite | None
     ) -> None:
@@ -361,33 +374,7 @@ def take_seat(
     with db.writing(workspace.engine) as session:
         annotator = store.get_annotator(session, name, kind)
         for other in queue.holders(session):
-            if other != sitting and not _sits(workspace, other):
+            if other != sitting and not sits(workspace, other):
                 queue.release(session, other)
         repeats.add_calibration(session, annotator, workspace.config.judge.calibration)
         return Seat(workspace, annotator, sitting)
-
-
-def _sitting_lock(workspace: Workspace, sitting: str) -> FileLock:
-    """Take the lock that says this sitting lives: the system lets go of it however it ends."""
-    folder = workspace.path / SITTINGS
-    lock = FileLock(folder / f"{sitting}.lock", thread_local=False)
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        lock.acquire(timeout=0)
-    except OSError as error:
-        raise CannotWrite(f"{folder}: {error.strerror}. Free some space and retry.") from None
-    return lock
-
-
-def _sits(workspace: Workspace, sitting: str) -> bool:
-    """Tell whether a sitting still lives; sweep up after one that does not."""
-    path = workspace.path / SITTINGS / f"{sitting}.lock"
-    if not path.exists():
-        return False
-    try:
-        with FileLock(path, timeout=0):
-            pass
-    except Timeout:
-        return True
-    path.unlink(missing_ok=True)
-    return False

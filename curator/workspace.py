@@ -92,11 +92,13 @@ class Workspace:
 
 def command_line(*words: str) -> str:
     """Return a command as one types it into this system's shell."""
+    import re
     import shlex
-    import subprocess
     import sys
 
-    return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
+    if sys.platform != "win32":
+        return shlex.join(words)
+    return " ".join(w if re.fullmatch(r"[\w.:\\/=-]+", w) else f'"{w}"' for w in words)
 
 
 def data_folder() -> Path:

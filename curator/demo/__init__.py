@@ -13,7 +13,7 @@ from curator.demo.phrasing import load_situations
 from curator.demo.probes import demo_probes
 from curator.demo.simulation import Figures, Simulation, figures_text
 from curator.rounds import start_run
-from curator.workspace import Workspace, create_workspace, data_folder
+from curator.workspace import Workspace, command_line, create_workspace, data_folder
 from trainer.contract import PROBES, write_rows
 
 OFFER_AFTER = 12
@@ -86,7 +86,7 @@ def run_demo(
             print(json.dumps(report(workspace, figures, accuracy)))
         else:
             print(figures_text(figures, accuracy))
-        say(f"Look at it: curator annotate --workspace {workspace.path}")
+        say(f"Look at it: {_annotate(workspace)}")
         return 0
     from curator.tui.app import CuratorApp
 
@@ -94,8 +94,12 @@ def run_demo(
     app = CuratorApp(workspace, "you", offer_after=OFFER_AFTER)
     app.run()
     say(f"The demo's workspace stays in {workspace.path}.")
-    say(f"Go on with: curator annotate --annotator you --workspace {workspace.path}")
+    say(f"Go on with: {_annotate(workspace, '--annotator', 'you')}")
     return app.return_code or 0
+
+
+def _annotate(workspace: Workspace, *options: str) -> str:
+    return command_line("curator", "annotate", *options, "--workspace", str(workspace.path))
 
 
 def report(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from curator.beside_draft import differs
 from curator.safe_text import bare, one_line
 from curator.words import Rewrite, Said, Verdict
 
@@ -35,8 +36,11 @@ class Beside:
             note=self.note, flagged=self.flagged, red_flags=self.red_flags or {},
         )  # fmt: skip
 
-    def marks(self, drafts: Mapping[str, str]) -> str:
-        """Return in a line what is said so far; `drafts`: what was only begun, by name."""
+    def marks(self, drafts: Mapping[str, str], earlier: Said | None) -> str:
+        """Return in a line what is said so far.
+
+        `drafts`: what was only begun, by name; `earlier`: what is on the disk, if that stands.
+        """
         said = {"note": self.note or ""}
         if self.rewrite is not None:
             said[f"rewrite_{self.rewrite.side.value}"] = self.rewrite.text
@@ -45,6 +49,8 @@ class Beside:
             if bare(text) not in ("", bare(said.get(name, "")))
         }  # fmt: skip
         parts = []  # what a pick would leave behind comes first: a narrow screen cuts the rest
+        if earlier is not None and differs(self.said(Verdict.SKIP, None), earlier):
+            parts.append("not saved: judge again")
         if {"rewrite_left", "rewrite_right"} & begun:
             parts.append("a rewrite was begun")
         if "note" in begun:

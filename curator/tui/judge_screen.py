@@ -6,6 +6,7 @@ import contextlib
 import time
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.text import Text
@@ -37,7 +38,7 @@ NARROW, LEAST_WIDTH, LEAST_HEIGHT = 100, 60, 16
 TALL = 30
 DEAF_SECONDS = 0.3
 PAINT_SECONDS = 0.1
-DRAFT_SECONDS = 0.8
+DRAFT_SECONDS, AGAIN_SECONDS = 0.8, 20.0
 # A failure is said in about so many lines; a line may lose so much to its margins, and to a word
 # too long for its end.
 FAILED_LINES, WORD = 4, 16
@@ -60,8 +61,8 @@ class JudgeScreen(Screen[None]):
         self.beside = Beside()
         self.besides: dict[int, Beside] = {}
         """What was said beside no verdict yet, by pair, for when one comes back to it."""
-        self.undrafted: dict[int, str] = {}
-        """Drafts of it that are not on the disk yet, by pair."""
+        self.undrafted: dict[int, tuple[str, str]] = {}
+        """Drafts of it that are not on the disk yet, and when they were said, by pair."""
         self.saved: Said | None = None
         """What was said of the pair on the screen, once it is kept and still shown."""
         self.saved_rewrite: Rewrite | None = None
@@ -202,24 +203,29 @@ class JudgeScreen(Screen[None]):
         self.show_marks()
         text = draft_text(self.beside.said(Verdict.SKIP, None), earlier)
         if text != before:
-            self.undrafted[pair_id] = text
+            self.undrafted[pair_id] = text, now()
         self.amend()
         if pair_id in self.undrafted:
-            self.set_timer(DRAFT_SECONDS, self.draft)  # no key waits for it
+            self.set_timer(DRAFT_SECONDS, self.draft)  # the key itself does not wait for the disk
 
-    def draft(self) -> bool:
-        """Keep what is said beside no verdict yet; tell whether it is on the disk."""
+    def draft(self, again: bool = False) -> bool:
+        """Keep what is said beside no verdict yet; tell whether it is on the disk.
+
+        What cannot be kept now is tried again after a while; `again`: it was said already.
+        """
         kept = True
-        for pair_id, text in list(self.undrafted.items()):
+        for pair_id, (text, said_at) in list(self.undrafted.items()):
             try:
-                self.app.seat.save_draft(pair_id, BESIDE, text)
+                self.app.seat.save_draft(pair_id, BESIDE, text, said_at)
                 del self.undrafted[pair_id]
             except CuratorError as error:
                 kept = False
-                if self.retry is None:  # else it stands at the foot that nothing is saved
+                if self.retry is None and not again:  # else it stands at the foot
                     self.app.complain(error)
                 if isinstance(error, Busy):
                     break  # the others would wait as long
+        if not kept:
+            self.set_timer(AGAIN_SECONDS, partial(self.draft, True))
         return kept
 
     def show_marks(self) -> None:
@@ -227,7 +233,8 @@ class JudgeScreen(Screen[None]):
         rubric, beside = self.app.workspace.rubric, self.beside
         self.query_one("#left", Reply).because(rubric.labels(beside.tags_left))
         self.query_one("#right", Reply).because(rubric.labels(beside.tags_right))
-        text = beside.marks(self.pair.drafts if self.pair is not None else {})
+        earlier = self.pair.earlier if self.pair is not None and self.saved is None else None
+        text = beside.marks(self.pair.drafts if self.pair is not None else {}, earlier)
         marks = self.query_one("#marks", Static)
         marks.set_class(bool(text), "some")
         marks.update(Content.from_text(text, markup=False))
@@ -268,10 +275,7 @@ class JudgeScreen(Screen[None]):
             header.judged = progress.judged
 
     def refresh_progress_later(self) -> None:
-        """Show how far this annotator is, once what is to be judged next is painted.
-
-        Counting takes a tenth of a second at 50,000 judgments: no key waits for it.
-        """
+        """Show it once what is to be judged next is painted: at 50,000 judgments it takes 0.1 s."""
         self.call_after_refresh(self.refresh_progress)
 
     def show_run(self) -> None:
@@ -315,6 +319,9 @@ class JudgeScreen(Screen[None]):
         assert self.pair is not None
         rewrite = self.beside.rewrite
         if (said, rewrite) == (self.saved, self.saved_rewrite):
+            if self.retry is not None:  # what could not be saved was taken off again
+                self.retry = None
+                self.notice("saved, as it stands here · enter: the next pair")
             return  # a key held down, where the pair stays
         if self.retry is None or self.retry[:2] != (said, rewrite):
             self.retry = (said, rewrite, new_uuid())

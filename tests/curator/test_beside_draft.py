@@ -15,7 +15,7 @@ from curator.models import Draft, Verdict, new_uuid
 from curator.seat import take_seat
 from curator.tui import judge_screen
 from curator.tui.app import CuratorApp
-from curator.words import Said
+from curator.words import Said, now
 from curator.workspace import Workspace
 from tests.conftest import ONCE, AddPairs
 from tests.curator.test_app import painted, play, rows, until
@@ -141,6 +141,7 @@ def test_what_is_said_after_a_pick_that_stays_is_a_judgment_and_no_draft(
 def test_words_that_cannot_be_kept_are_said_on_leaving(
     workspace: Workspace, add_pairs: AddPairs, only_on_leaving: None
 ) -> None:
+    said: list[str] = []
     add_pairs(workspace, 60)
 
     async def script(pilot: Pilot[None], app: CuratorApp) -> None:
@@ -148,12 +149,132 @@ def test_words_that_cannot_be_kept_are_said_on_leaving(
         while "not saved" not in painted(app):
             await pilot.press("B")
         assert isinstance(app.screen, judge_screen.JudgeScreen)
-        app.screen.undrafted = dict.fromkeys((1, 2), "x" * 9_000)
+        app.screen.undrafted = dict.fromkeys((1, 2), ("x" * 9_000, now()))
         assert not app.screen.draft() and set(app.screen.undrafted) == {1, 2}
+        app.exit()
+        said.extend(str(each) for each in app._exit_renderables)
         limit_pages(workspace, 1000)
         assert app.screen.draft() and app.screen.undrafted == {}
 
     play(workspace, script)
+    assert said == ["curator: the last words being written could not be kept."]
+
+
+def test_what_could_not_be_kept_is_tried_again_by_the_clock(
+    workspace: Workspace, add_pairs: AddPairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_pairs(workspace, 60)
+    monkeypatch.setattr(judge_screen, "DRAFT_SECONDS", 0.01)
+    monkeypatch.setattr(judge_screen, "AGAIN_SECONDS", 0.01)
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        limit_pages(workspace, 1)
+        while "not saved" not in painted(app):
+            await pilot.press("B")
+        await pilot.press("f")
+        screen = app.screen
+        assert isinstance(screen, judge_screen.JudgeScreen)
+        for text, _ in list(screen.undrafted.values()):
+            assert screen.pair is not None
+            screen.undrafted = {screen.pair.pair_id: (text + " " * 9_000, now())}
+        limit_pages(workspace, 1000)
+        await until(pilot, lambda: set(drafts(workspace)) == {BESIDE})
+
+    play(workspace, script)
+
+
+def test_a_later_judgment_is_not_outlived_by_what_was_said_before_it(
+    workspace: Workspace, add_pairs: AddPairs, only_on_leaving: None
+) -> None:
+    add_pairs(workspace, 2)
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        await pilot.press("f", "]")
+        other = take_seat(workspace, "anna", "another window")
+        other.judge(1, Said(Verdict.TIE), new_uuid())
+        other.leave()
+        await pilot.press("q")
+
+    play(workspace, script)
+    assert [row.flagged for row in rows(workspace)] == [0] and drafts(workspace) == {}
+
+
+def test_nothing_is_kept_of_a_pair_that_is_gone(workspace: Workspace, add_pairs: AddPairs) -> None:
+    add_pairs(workspace, 1)
+    seat = take_seat(workspace, "anna", "s")
+    seat.save_draft(99, BESIDE, "{}")
+    seat.leave()
+    assert drafts(workspace) == {}
+
+
+def test_a_flag_on_a_judged_pair_is_said_to_be_unsaved(
+    workspace: Workspace, add_pairs: AddPairs
+) -> None:
+    add_pairs(workspace, 2)
+
+    async def flag(pilot: Pilot[None], app: CuratorApp) -> None:
+        await pilot.press("a", ":", "1", "enter")
+        assert "not saved" not in painted(app)
+        await pilot.press("f")
+        assert "not saved: judge again · ⚑ flagged" in painted(app)
+        await pilot.press("q")
+
+    async def again(pilot: Pilot[None], app: CuratorApp) -> None:
+        await pilot.press(":", "1", "enter")
+        assert "not saved: judge again · ⚑ flagged" in painted(app)
+        await pilot.press("a", ":", "1", "enter")
+        assert "not saved" not in painted(app) and "⚑ flagged" in painted(app)
+
+    play(workspace, flag)
+    assert (
+        "not saved, judge again to save it:\nflagged." in annotate(workspace, ": 1").stdout.decode()
+    )
+    play(workspace, again)
+
+
+def test_what_was_taken_back_outlives_leaving(workspace: Workspace, add_pairs: AddPairs) -> None:
+    add_pairs(workspace, 2)
+
+    async def undo(pilot: Pilot[None], app: CuratorApp) -> None:
+        await pilot.press("f", "g", "n", "enter", "n", *"why", "enter", "a", "u")
+        assert "⚑ flagged" in painted(app) and "begun" not in painted(app)
+        await pilot.press("]", "q")
+
+    async def again(pilot: Pilot[None], app: CuratorApp) -> None:
+        assert "A · because names feeling" in painted(app) and "⚑ flagged" in painted(app)
+        assert "a note was begun" in painted(app)
+        await pilot.press("n", "enter", "b")
+
+    play(workspace, undo)
+    assert set(drafts(workspace)) == {BESIDE, "note"}
+    play(workspace, again)
+    last = rows(workspace)[-1]
+    assert (last.verdict, last.flagged, last.note) == ("right", 1, "why")
+    assert drafts(workspace) == {}
+
+
+def test_enter_goes_on_once_what_failed_was_taken_off_again(
+    tmp_path: Path, add_pairs: AddPairs, only_on_leaving: None
+) -> None:
+    place = with_settings(tmp_path, ONCE + "auto_advance = false\n")
+    add_pairs(place, 60)
+
+    async def script(pilot: Pilot[None], app: CuratorApp) -> None:
+        await pilot.press("a")
+        limit_pages(place, 1)
+        while "not saved" not in painted(app):
+            await pilot.press("f")
+        screen = app.screen
+        assert isinstance(screen, judge_screen.JudgeScreen) and screen.saved is not None
+        while screen.beside.flagged != screen.saved.flagged:
+            await pilot.press("f")
+        assert "saved, as it stands here" in painted(app)
+        pair = screen.pair
+        limit_pages(place, 1000)
+        await pilot.press("enter")
+        assert screen.pair != pair and "not saved" not in painted(app)
+
+    play(place, script)
 
 
 def test_flag_and_reasons_outlive_leaving_in_lines(

@@ -51,14 +51,17 @@ def test_whoever_judged_last_comes_first_and_no_simulated_one(
     sit(workspace, "simulated", kind=AnnotatorKind.SIMULATED)
     assert annotator_name(None, workspace) == ("login", "")
     sit(workspace, "Anna", judges=False)
-    assert annotator_name(" ", workspace) == ("Anna", "")
+    as_last = "you judge as Anna, as last time; for another: --annotator NAME."
+    assert annotator_name(" ", workspace) == ("Anna", as_last)
     sit(workspace, "ben")
     sit(workspace, "cleo", judges=False)
     assert here(workspace) == ["ben", "cleo", "Anna"]
     sit(workspace, "Anna")
     sit(workspace, "simulated", kind=AnnotatorKind.SIMULATED)
-    name, said = annotator_name(None, workspace)
-    assert name == "Anna" and "for another: --annotator NAME" in said
+    assert annotator_name(None, workspace) == ("Anna", as_last)
+    # Who is known by the name this computer knows is nobody else.
+    monkeypatch.setattr("getpass.getuser", lambda: "BEN")
+    assert annotator_name(None, workspace) == ("ben", "")
 
 
 def test_a_name_in_another_case_is_the_known_one_and_said(
@@ -111,7 +114,8 @@ def test_the_same_person_goes_on_without_being_named(
 ) -> None:
     add_pairs(workspace, 9)
     assert plain(workspace, "-a", "Anna") == "Go on with: curator annotate --plain\n"
-    assert plain(workspace) == "Go on with: curator annotate --plain\n"
+    as_last = "you judge as Anna, as last time; for another: --annotator NAME.\n"
+    assert plain(workspace) == f"{as_last}Go on with: curator annotate --plain\n"
     said = plain(workspace, "-a", "ANNA", "-w", str(workspace.path), cwd=tmp_path)
     assert said.startswith("ANNA is taken to be Anna, who is known here.\n")
     assert f" --plain --workspace {workspace.path}\n" in said

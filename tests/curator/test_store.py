@@ -24,7 +24,8 @@ from curator.models import (
     new_uuid,
 )
 from curator.preferences import preference_count, preferences
-from curator.seat import SITTINGS, Seat, take_seat
+from curator.seat import Seat, take_seat
+from curator.sittings import SITTINGS
 from curator.workspace import DATABASE, Workspace
 from tests.conftest import AddPairs
 
