@@ -156,13 +156,13 @@ class Seat:
             repeats.drop_repeat(session, pair, self.annotator, self.sitting)
             said = judgments.said(last)
             shown = self._shown(session, pair, said)
-            # What was taken back is said no longer, and only the screen would have it.
-            self._keep_draft(session, last.pair_id, BESIDE, draft_text(said, None))
-            if said.note:
-                self._keep_draft(session, last.pair_id, "note", said.note)
+            # What was taken back is said no longer, and only the screen would have it. What was
+            # begun since is newer.
+            back = {BESIDE: draft_text(said, None), "note": said.note or ""}
             if shown.rewrite is not None:
-                name = f"rewrite_{shown.rewrite.side.value}"
-                self._keep_draft(session, last.pair_id, name, shown.rewrite.text)
+                back[f"rewrite_{shown.rewrite.side.value}"] = shown.rewrite.text
+            for name in back.keys() - shown.drafts.keys():
+                self._keep_draft(session, last.pair_id, name, back[name])
             return replace(shown, before=judgments.said(before) if before else None)
 
     def save_draft(self, pair_id: int, name: str, text: str, since: str | None = None) -> None:
