@@ -188,7 +188,7 @@ def test_status_checks_every_judgment(workspace: Workspace, add_pairs: AddPairs)
     seat.judge(pair.pair_id, Said(Verdict.LEFT, 1), new_uuid())
     workspace.engine.dispose()
     done = curator("status", "--check", cwd=workspace.path)
-    assert done.returncode == 0 and "1 left" in done.stdout and "every judgment" in done.stderr
+    assert done.returncode == 0 and "1 A" in done.stdout and "every judgment" in done.stderr
     whole = (workspace.path / DATABASE).read_bytes()
     for change in (
         "UPDATE judgment SET verdict = 'right'",

@@ -77,7 +77,7 @@ def test_names_are_looked_at_first_and_each_result_is_shown_as_it_comes(
         return found
 
     monkeypatch.setattr(cli_evaluation, "_evaluated", then_fail)
-    with pytest.raises(CuratorError, match="the evaluate failed"):
+    with pytest.raises(CuratorError, match="the evaluation failed"):
         cli_evaluation.evaluate(["adapter-0002", "adapter-0003"], workspace=judged.path)
     assert "collusion on the probes" in capsys.readouterr().out
 
