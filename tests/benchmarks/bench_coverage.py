@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import subprocess
@@ -23,6 +24,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from tests.benchmarks.harness import Figure
@@ -138,6 +140,19 @@ def run_seeds(path: Path, seeds: int, jobs: int) -> None:
         list(pool.map(run, [seed for seed in range(seeds) if seed not in kept(path)]))
 
 
+def spread(rows: list[dict[str, Any]], policy: str, rate: str) -> str:
+    """Return, in points, sample less fresh replies on average, and how both spread about that.
+
+    Beside it the spread of two independent samples of these sizes, which exact intervals assume.
+    """
+    apart = [row[policy][rate] - row["fresh"][policy][rate] for row in rows]
+    share = fmean(row["fresh"][policy][rate] for row in rows)
+    sizes = 1 / rows[0][policy]["n"] + 1 / FRESH
+    expected = math.sqrt(share * (1 - share) * sizes)
+    found = stdev(apart) if len(apart) > 1 else 0.0
+    return f"apart by {fmean(apart) * 100:+.2f}, {found * 100:.2f} for {expected * 100:.2f} points"
+
+
 def covered(rows: list[dict[str, Any]], policy: str) -> Iterator[Figure]:
     """Yield a figure a rate: the share of seeds whose interval covers the fresh value."""
     for rate in rows[0][policy]["intervals"]:
@@ -147,7 +162,7 @@ def covered(rows: list[dict[str, Any]], policy: str) -> Iterator[Figure]:
             held += low <= row["fresh"][policy][rate] <= high
         low, high = wilson_interval(held, len(rows))
         peer = f"{policy}: {held} of {len(rows)} seeds ({low:.0%} to {high:.0%}), "
-        peer += f"95 % intervals, {FRESH:,} fresh replies"
+        peer += f"95 % intervals, {FRESH:,} fresh replies; {spread(rows, policy, rate)}"
         yield Figure(f"{rate} covered", held / len(rows), ENOUGH, peer, "", at_most=False)
 
 

@@ -23,6 +23,29 @@ from curator.statistics import (
 from trainer.intervals import effective_size, wilson_interval
 
 
+def settled(looks: int, step: int, shared: bool) -> float:
+    """Return how often an even duel passes at one of its looks, `step` pairs apart: exactly."""
+    chances, passed = {0: 1.0}, 0.0
+    for look in range(1, looks + 1):
+        after: dict[int, float] = {}
+        for wins, chance in chances.items():
+            for more in range(step + 1):
+                share = chance * math.comb(step, more) / 2**step
+                after[wins + more] = after.get(wins + more, 0.0) + share
+        n, alpha = step * look, statistics.ALPHA / (look if shared else 1)
+        out = {wins for wins in after if sign_test(wins, n - wins) <= alpha}
+        passed += sum(after[wins] for wins in out)
+        chances = {wins: chance for wins, chance in after.items() if wins not in out}
+    return passed
+
+
+def test_looking_again_takes_more_to_be_settled() -> None:
+    """The figures that the README and curator.duels give."""
+    assert settled(1, 50, shared=False) < 0.05
+    assert [round(settled(4, 50, shared), 3) for shared in (True, False)] == [0.054, 0.096]
+    assert [round(settled(10, 50, shared), 3) for shared in (True, False)] == [0.065, 0.161]
+
+
 @pytest.mark.parametrize(("successes", "n"), [(0, 7), (7, 7), (3, 19), (60, 132), (1, 1)])
 @pytest.mark.parametrize("level", [0.9, 0.95, 0.997])
 def test_wilson_is_statsmodels_own(successes: int, n: int, level: float) -> None:
